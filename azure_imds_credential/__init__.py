@@ -1,0 +1,1 @@
+"""Azure managed identity tokens from the Instance Metadata Service (IMDS)."""
