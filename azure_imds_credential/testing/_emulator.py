@@ -1,0 +1,313 @@
+"""The emulator: a machine with managed identities, on a loopback port of this process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from . import _instance, _tokens
+from ._identities import TENANT_ID, Identity
+from ._journal import Journal, Request
+from ._profiles import PROFILES, ProfileName
+from ._rules import THROTTLED, TOKEN_PATH, WRONG_PATH, Machine, token_answer
+from ._script import Script
+from ._server import Server, Step
+from ._tokens import ISSUER, LIFETIME, TokenService
+from ._wire import Answer, Received, compact
+from .faults import Fault, ok
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from types import TracebackType
+
+PER_SECOND = 20  # managed identity requests a second and machine, IMDSDOC
+AT_ONCE = 5  # of them at the same time, ditto
+OTHERS_PER_SECOND = 5  # requests to all other categories, ditto
+
+
+class ImdsEmulator:
+    """An Azure Instance Metadata Service in this process, for tests.
+
+    Any number of them run side by side, each with its own port, identities, tokens and clock:
+
+        with ImdsEmulator() as imds:
+            credential = ImdsCredential(endpoint=imds.endpoint)
+
+    Everything may be called from any thread. Tokens are real RS256 JWTs of a fixed fake tenant; the key that verifies
+    them is published under `openid_configuration_url`.
+
+    Args:
+        identities: What the machine has. None: what the profile has, for a VM one system-assigned identity.
+        host: IP address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        profile: The kind of machine: "vm", "vmss", "aci" (Container Instances) or "aks" (a pod on an AKS node).
+        throttle: Refuse more than 20 requests a second and 5 at once, as documented, with 429.
+        latency: Seconds that every answer takes. Requests are only "at once" when answers take time.
+        clock: Gives epoch seconds; `advance` adds to it.
+        token_lifetime: Seconds between issue and end of a token.
+        renew_before: Seconds before its end from which a token is replaced by a new one. In between, real IMDS hands
+            out the same token again with less time left; when it renews is unknown.
+        known_resources: The resources that exist; None: everything that looks like an App ID URI or a GUID.
+    """
+
+    tenant_id = TENANT_ID
+    issuer = ISSUER
+
+    def __init__(
+        self,
+        identities: Iterable[Identity] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        profile: ProfileName = "vm",
+        throttle: bool = False,
+        latency: float = 0.0,
+        clock: Callable[[], float] = time.time,
+        token_lifetime: int = LIFETIME,
+        renew_before: float = 0.0,
+        known_resources: Collection[str] | None = None,
+    ) -> None:
+        self._profile = PROFILES[profile]
+        self._tokens = TokenService(self._profile.machine_id, token_lifetime, renew_before)
+        start = list(self._profile.identities if identities is None else identities)
+        self._machine = Machine(self._profile, start, self._tokens, known_resources)
+        self._host, self._port = host, port
+        self._throttle, self._latency = throttle, latency
+        self._clock, self._advanced = clock, 0.0
+        self._journal, self._script = Journal(), Script()
+        self._recent: dict[bool, deque[float]] = {True: deque(), False: deque()}
+        self._in_flight = 0
+        self._server: Server | None = None
+
+    def __repr__(self) -> str:
+        where = "not started" if self._server is None else self.endpoint
+        return f"<ImdsEmulator {self._profile.name} {where}>"
+
+    # The life of the server
+
+    def start(self) -> ImdsEmulator:
+        """Starts to listen; `with` does it for you."""
+        if self._server is None:
+            server = Server(self._host, self._port, self._respond)
+            server.start()
+            self._server = server
+        return self
+
+    def close(self) -> None:
+        """Ends every connection and frees the port. May be called again."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+
+    def __enter__(self) -> ImdsEmulator:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _running(self) -> Server:
+        if self._server is None:
+            raise RuntimeError("the emulator is not running: use it in a `with` block, or call start()")
+        return self._server
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._running.port
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL: what `ImdsCredential(endpoint=...)` and AZURE_POD_IDENTITY_AUTHORITY_HOST take."""
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host)  # noqa: S104 - what a client dials instead
+        host = reachable or (f"[{self._host}]" if ":" in self._host else self._host)
+        return f"http://{host}:{self.port}"
+
+    @property
+    def openid_configuration_url(self) -> str:
+        """Where validators find the issuer and the key set."""
+        return f"{self.endpoint}/{TENANT_ID}/.well-known/openid-configuration"
+
+    @property
+    def jwks_uri(self) -> str:
+        """Where validators find the key set."""
+        return f"{self.endpoint}/{TENANT_ID}/discovery/keys"
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Nothing listens inside the block: open connections are cut, new ones refused. The port stays reserved."""
+        server = self._running
+        server.pause()
+        try:
+            yield
+        finally:
+            server.resume()
+
+    def restart(self, refused: float = 0.5, wireserver: int = 1) -> None:
+        """Restarts as IMDS does; returns at once.
+
+        Args:
+            refused: Seconds for which connections are refused.
+            wireserver: How many token requests the other server answers after that, with 500.
+        """
+        from .faults import wireserver as answer
+
+        server = self._running
+        server.pause()
+        self._script.add(TOKEN_PATH, [answer()] * wireserver)
+        server.resume_later(refused)
+
+    # The machine
+
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """What the machine has now."""
+        return tuple(self._machine.identities)
+
+    def assign(self, identity: Identity) -> None:
+        """Gives the machine one more identity."""
+        self._machine.identities = [*self._machine.identities, identity]
+
+    def remove(self, identity: Identity) -> None:
+        """Takes an identity away from the machine."""
+        self._machine.identities = [i for i in self._machine.identities if i != identity]
+
+    @property
+    def tokens(self) -> list[str]:
+        """Every access token ever issued, oldest first."""
+        return self._tokens.issued
+
+    def issue_token(self, resource: str, identity: Identity | None = None) -> str:
+        """A signed token that no request asked for, of any identity (None: the machine's first)."""
+        return self._tokens.issue(identity or self._machine.identities[0], resource, self.now()).value
+
+    def renew_tokens(self) -> None:
+        """Forgets the tokens handed out so far: the next answers carry new ones."""
+        self._tokens.renew()
+
+    def now(self) -> float:
+        """Epoch seconds of the emulator's clock."""
+        return self._clock() + self._advanced
+
+    def advance(self, seconds: float) -> None:
+        """Puts the emulator's clock forward."""
+        self._advanced += seconds
+
+    # Faults
+
+    def script(self, *faults: Fault, seconds: float | None = None, path: str = TOKEN_PATH) -> None:
+        """The next requests to a path meet these faults, one after the other; then all is well again.
+
+        Args:
+            faults: From `azure_imds_credential.testing.faults`, or your own.
+            seconds: Instead of one request each: all requests of so many seconds of the emulator's clock, in turn.
+                math.inf: until `clear_faults`.
+            path: The path whose requests are meant. Probes without the Metadata header count like any other.
+        """
+        self._script.add(path, faults, None if seconds is None else self.now() + seconds)
+
+    def random_faults(self, *faults: Fault, rate: float, seed: int) -> None:
+        """From now on a share of the token requests meets one of these faults.
+
+        Args:
+            faults: From `azure_imds_credential.testing.faults`, or your own.
+            rate: The share, from 0 to 1.
+            seed: The same seed gives the same sequence.
+        """
+        self._script.at_random(faults, rate, seed)
+
+    def clear_faults(self) -> None:
+        """Nothing goes wrong any more."""
+        self._script.clear()
+
+    @property
+    def faults_left(self) -> int:
+        """Scripted faults that no request has met yet."""
+        return self._script.left()
+
+    # The journal
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request so far, probes and refused ones included; those for the key set are not counted."""
+        return self._journal.all()
+
+    @property
+    def token_requests(self) -> list[Request]:
+        """The requests to the token endpoint that carry a Metadata header, so no probes."""
+        return [request for request in self.requests if request.is_token_request]
+
+    def wait_for_requests(self, count: int, timeout: float = 10.0) -> list[Request]:
+        """The requests so far, as soon as there are at least `count`; AssertionError after `timeout` seconds."""
+        return self._journal.wait_for(count, timeout)
+
+    def assert_requests(self, count: int, **query: str | None) -> list[Request]:
+        """Fails unless exactly so many requests came; the message lists all that came.
+
+        Args:
+            count: How many.
+            query: Only requests whose query variable has this value (None: is absent), e.g. `client_id=...`.
+
+        Returns:
+            The requests that were counted.
+        """
+        return self._journal.check(count, query)
+
+    def clear_requests(self) -> None:
+        """Forgets the requests so far."""
+        self._journal.clear()
+
+    # What the server's thread runs
+
+    def _respond(self, received: Received) -> Iterator[Step]:
+        now = self.now()
+        published = self._published(received)
+        if published is not None:
+            return ok(published.reply(now))
+        throttled = self._throttle and self._over_limit(received.path, now)
+        fault = None if throttled else self._script.next(received.path, TOKEN_PATH, now)
+        answer = THROTTLED if throttled else self._answer(received, now)
+        if not self._profile.is_imds:
+            answer = replace(answer, server=None)
+        told = f"{answer.status}" if fault is None else getattr(fault, "__name__", repr(fault))
+        request = Request(**vars(received), time=now, answered="429 (throttled)" if throttled else told)
+        self._journal.add(request)
+        return self._played(answer, fault or ok, now)
+
+    def _played(self, answer: Answer, fault: Fault, now: float) -> Iterator[Step]:
+        self._in_flight += 1
+        try:
+            if self._latency:
+                yield self._latency
+            yield from fault(answer.reply(now))
+        finally:
+            self._in_flight -= 1
+
+    def _answer(self, received: Received, now: float) -> Answer:
+        if received.path == TOKEN_PATH:
+            return token_answer(received, self._machine, now)
+        return _instance.answer(received, self._profile) or WRONG_PATH
+
+    def _published(self, received: Received) -> Answer | None:
+        """The documents of the fake Entra tenant, under the same port for want of another."""
+        if received.path in (f"/{TENANT_ID}/discovery/keys", f"/{TENANT_ID}/discovery/v2.0/keys"):
+            return Answer(200, compact(_tokens.jwks()), server=None)
+        if received.path.startswith(f"/{TENANT_ID}/") and received.path.endswith("/.well-known/openid-configuration"):
+            authority = f"http://{received.header('Host') or self.endpoint.removeprefix('http://')}"
+            return Answer(200, compact(_tokens.openid_configuration(authority)), server=None)
+        return None
+
+    def _over_limit(self, path: str, now: float) -> bool:
+        """Refused requests count for nothing here; whether they do in production is unknown."""
+        identity_category = path.startswith("/metadata/identity")
+        recent = self._recent[identity_category]
+        while recent and not now - 1 < recent[0] <= now:
+            recent.popleft()
+        limit = PER_SECOND if identity_category else OTHERS_PER_SECOND
+        if len(recent) >= limit or (identity_category and self._in_flight >= AT_ONCE):
+            return True
+        recent.append(now)
+        return False

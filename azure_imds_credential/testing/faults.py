@@ -1,0 +1,258 @@
+"""Ways in which an answer can go wrong. Hand them to `ImdsEmulator.script` or `ImdsEmulator.random_faults`.
+
+A fault is a function of the reply that would have been sent; it gives what happens on the wire instead, step by step:
+bytes to send, seconds (or an Event) to wait, and how the connection ends. Your own generator function is as good.
+
+    imds.script(faults.status(410), faults.throttled(retry_after=2), faults.ok)
+    imds.script(faults.status(410), seconds=70)
+"""
+
+from __future__ import annotations
+
+import gzip as _gzip
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ._rules import THROTTLED
+from ._server import End, Step
+from ._wire import TEXT, Reply, compact
+
+if TYPE_CHECKING:
+    import threading
+
+__all__ = [
+    "End",
+    "Fault",
+    "Reply",
+    "Step",
+    "chunked",
+    "docker_desktop_403",
+    "drip",
+    "endless_100_continue",
+    "gzipped",
+    "hang",
+    "hold",
+    "html",
+    "members",
+    "nmi_no_identity",
+    "ok",
+    "redirect",
+    "reset",
+    "slow",
+    "status",
+    "throttled",
+    "wireserver",
+    "wrong_length",
+]
+
+Fault = Callable[[Reply], Iterator[Step]]
+
+RESET_PAUSE = 0.05  # seconds between the last bytes and the RST, which may overtake them in the client's kernel
+
+
+def ok(reply: Reply) -> Iterator[Step]:
+    """No fault: the answer as it is. For a good answer in the middle of a script."""
+    yield reply.encode()
+
+
+def _replaced(name: str, change: Callable[[Reply], Reply], *, close: bool = False) -> Fault:
+    def fault(reply: Reply) -> Iterator[Step]:
+        yield change(reply).encode()
+        if close:
+            yield End.CLOSE
+
+    fault.__name__ = name
+    return fault
+
+
+def _as_bytes(body: str | bytes | Mapping[str, Any]) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return body.encode() if isinstance(body, str) else compact(body)
+
+
+def status(
+    code: int,
+    body: str | bytes | Mapping[str, Any] = b"",
+    *,
+    headers: Mapping[str, str | None] | None = None,
+    retry_after: float | str | None = None,
+    reason: str | None = None,
+) -> Fault:
+    """Any status with any body, still from a server that calls itself IMDS.
+
+    Args:
+        code: The status.
+        body: Text, bytes, or a mapping that becomes compact JSON.
+        headers: Headers to replace or add; None takes one out (`{"Server": None}`: not IMDS).
+        retry_after: Value of a `Retry-After` header: seconds or an HTTP date.
+        reason: Reason phrase; None for the usual one.
+    """
+
+    def change(reply: Reply) -> Reply:
+        changed = Reply(code, b"", reply.headers, reason).with_body(_as_bytes(body))
+        if isinstance(body, str):
+            changed = changed.with_header("Content-Type", TEXT)
+        if retry_after is not None:
+            changed = changed.with_header(
+                "Retry-After", f"{retry_after:g}" if _is_number(retry_after) else str(retry_after)
+            )
+        for name, value in (headers or {}).items():
+            changed = changed.with_header(name, value)
+        return changed
+
+    return _replaced(f"status {code}", change)
+
+
+def _is_number(value: float | str) -> bool:
+    return not isinstance(value, str)
+
+
+def throttled(retry_after: float | str | None = None) -> Fault:
+    """429 in IMDS's own words. Real IMDS was never seen to send Retry-After with it."""
+    return status(429, THROTTLED.body, retry_after=retry_after)
+
+
+def html(code: int = 200, page: str = "<html><body>Sign in to the network</body></html>") -> Fault:
+    """A page from something that is not IMDS: a captive portal, a proxy, another cloud."""
+    return status(code, page.encode(), headers={"Content-Type": "text/html", "Server": None, "x-ms-request-id": None})
+
+
+def docker_desktop_403(ending: str = "A socket operation was attempted to an unreachable network.") -> Fault:
+    """Docker Desktop's proxy in front of no network: HTTP/1.0, the message as reason phrase (captured 2023-09-07).
+
+    Args:
+        ending: The last sentence, which is Windows' own and therefore localised.
+    """
+    where = "connecting to 169.254.169.254:80: "
+    message = f"{where}{where}dial tcp 169.254.169.254:80: connectex: {ending}"
+    reply = Reply(403, message.encode(), (("Connection", "close"),), message, "HTTP/1.0")
+    return _replaced("docker_desktop_403", lambda _: reply, close=True)
+
+
+def wireserver() -> Fault:
+    """500 from the server that answers while IMDS restarts: no "IMDS/" in `Server`. Its body was never published."""
+    headers = {"Server": "Microsoft-IIS/10.0", "x-ms-request-id": None}
+    return status(500, "Internal Server Error", headers=headers)
+
+
+def nmi_no_identity(pod: str = "default/app") -> Fault:
+    """404 of the archived AAD Pod Identity for a pod without an identity (captured 2021-12-21; took 80 s to come)."""
+    text = f"getting assigned identities for pod {pod} in CREATED state failed after 16 attempts, retry duration [5]s, "
+    return status(404, f"{text}error: <nil>\n", headers={"Server": None, "x-ms-request-id": None})
+
+
+def redirect(location: str, code: int = 307) -> Fault:
+    """A redirect, which no client of IMDS may follow."""
+    return status(code, headers={"Location": location})
+
+
+def members(**changes: Any) -> Fault:
+    """The answer with members of its JSON replaced, added, or (None) left out.
+
+    `members(expires_in=3600, client_id=None)` sends a number and no client ID.
+    """
+
+    def change(reply: Reply) -> Reply:
+        document = {**json.loads(reply.body), **changes}
+        return reply.with_body(compact({k: v for k, v in document.items() if v is not None}))
+
+    return _replaced("members " + ", ".join(changes), change)
+
+
+def hang(_reply: Reply) -> Iterator[Step]:
+    """Silence until the client gives up."""
+    yield math.inf
+
+
+def slow(seconds: float) -> Fault:
+    """The answer after some seconds of silence."""
+
+    def slow(reply: Reply) -> Iterator[Step]:
+        yield float(seconds)
+        yield reply.encode()
+
+    return slow
+
+
+def hold(until: threading.Event) -> Fault:
+    """The answer, held back until the test sets the event."""
+
+    def hold(reply: Reply) -> Iterator[Step]:
+        yield until
+        yield reply.encode()
+
+    return hold
+
+
+def drip(interval: float = 0.05, *, headers: bool = False) -> Fault:
+    """The answer a byte at a time: each byte comes within any read timeout, the whole never in time.
+
+    Args:
+        interval: Seconds between two bytes.
+        headers: Drip from the first header on; otherwise the headers come at once and only the body drips.
+    """
+
+    def drip(reply: Reply) -> Iterator[Step]:
+        whole = reply.encode()
+        at_once = 0 if headers else len(reply.head())
+        yield whole[:at_once]
+        for position in range(at_once, len(whole)):
+            yield interval
+            yield whole[position : position + 1]
+
+    return drip
+
+
+def endless_100_continue(interval: float = 0.05) -> Fault:
+    """`100 Continue` for ever, which keeps a naive client reading for ever."""
+
+    def endless_100_continue(_reply: Reply) -> Iterator[Step]:
+        while True:
+            yield b"HTTP/1.1 100 Continue\r\n\r\n"
+            yield interval
+
+    return endless_100_continue
+
+
+def reset(after: int = 0) -> Fault:
+    """The connection is reset.
+
+    Args:
+        after: How many bytes of the answer come first. 0: none. Negative: all but so many.
+    """
+
+    def reset(reply: Reply) -> Iterator[Step]:
+        if after:
+            yield reply.encode()[:after]
+            yield RESET_PAUSE
+        yield End.RESET
+
+    return reset
+
+
+def chunked(reply: Reply) -> Iterator[Step]:
+    """The answer in chunks, with no Content-Length."""
+    yield reply.with_header("Content-Length", None).with_header("Transfer-Encoding", "chunked").head()
+    for start in range(0, len(reply.body), 100):
+        piece = reply.body[start : start + 100]
+        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
+
+
+def gzipped(reply: Reply) -> Iterator[Step]:
+    """The answer compressed, whether the client takes that or not."""
+    yield reply.with_body(_gzip.compress(reply.body)).with_header("Content-Encoding", "gzip").encode()
+
+
+def wrong_length(more: int = 10) -> Fault:
+    """A Content-Length that is not the length; the connection ends after what there is.
+
+    Args:
+        more: How many bytes the header promises beyond the body; negative for fewer.
+    """
+    return _replaced(
+        "wrong_length", lambda r: r.with_header("Content-Length", str(max(0, len(r.body) + more))), close=True
+    )
