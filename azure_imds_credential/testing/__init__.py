@@ -20,9 +20,10 @@ _WHERE = {
     "Request": "_journal",
     "SystemAssigned": "_identities",
     "UserAssigned": "_identities",
+    "imds_vcr": "_recordings",
 }
 
-__all__ = ["ImdsEmulator", "Request", "SystemAssigned", "UserAssigned", "faults", "forget_tokens"]
+__all__ = ["ImdsEmulator", "Request", "SystemAssigned", "UserAssigned", "faults", "forget_tokens", "imds_vcr"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import _instance, _tokens
-from ._identities import TENANT_ID, Identity
+from . import _discovery, _instance
+from ._identities import TENANT_ID
 from ._journal import Journal, Request
-from ._profiles import PROFILES, ProfileName
+from ._limits import Limits
+from ._profiles import PROFILES
 from ._rules import THROTTLED, TOKEN_PATH, WRONG_PATH, Machine, token_answer
 from ._script import Script
-from ._server import Server, Step
+from ._server import Server
 from ._tokens import ISSUER, LIFETIME, TokenService
-from ._wire import Answer, Received, compact
-from .faults import Fault, ok
+from .faults import describe, ok
+from .faults import wireserver as wireserver_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from types import TracebackType
 
-PER_SECOND = 20  # managed identity requests a second and machine, IMDSDOC
-AT_ONCE = 5  # of them at the same time, ditto
-OTHERS_PER_SECOND = 5  # requests to all other categories, ditto
+    from ._identities import Identity
+    from ._profiles import ProfileName
+    from ._server import Steps
+    from ._wire import Answer, Received, Reply
+    from .faults import Fault
 
 
 class ImdsEmulator:
@@ -75,10 +77,9 @@ class ImdsEmulator:
         start = list(self._profile.identities if identities is None else identities)
         self._machine = Machine(self._profile, start, self._tokens, known_resources)
         self._host, self._port = host, port
-        self._throttle, self._latency = throttle, latency
+        self._limits, self._latency = Limits() if throttle else None, latency
         self._clock, self._advanced = clock, 0.0
         self._journal, self._script = Journal(), Script()
-        self._recent: dict[bool, deque[float]] = {True: deque(), False: deque()}
         self._in_flight = 0
         self._server: Server | None = None
 
@@ -129,12 +130,12 @@ class ImdsEmulator:
     @property
     def openid_configuration_url(self) -> str:
         """Where validators find the issuer and the key set."""
-        return f"{self.endpoint}/{TENANT_ID}/.well-known/openid-configuration"
+        return self.endpoint + _discovery.CONFIGURATION_PATH
 
     @property
     def jwks_uri(self) -> str:
         """Where validators find the key set."""
-        return f"{self.endpoint}/{TENANT_ID}/discovery/keys"
+        return self.endpoint + _discovery.KEYS_PATH
 
     @contextmanager
     def down(self) -> Iterator[None]:
@@ -144,7 +145,8 @@ class ImdsEmulator:
         try:
             yield
         finally:
-            server.resume()
+            if self._server is server:
+                server.resume()
 
     def restart(self, refused: float = 0.5, wireserver: int = 1) -> None:
         """Restarts as IMDS does; returns at once.
@@ -153,11 +155,9 @@ class ImdsEmulator:
             refused: Seconds for which connections are refused.
             wireserver: How many token requests the other server answers after that, with 500.
         """
-        from .faults import wireserver as answer
-
         server = self._running
         server.pause()
-        self._script.add(TOKEN_PATH, [answer()] * wireserver)
+        self._script.add(TOKEN_PATH, [wireserver_answer()] * wireserver)
         server.resume_later(refused)
 
     # The machine
@@ -262,27 +262,27 @@ class ImdsEmulator:
 
     # What the server's thread runs
 
-    def _respond(self, received: Received) -> Iterator[Step]:
+    def _respond(self, received: Received) -> Steps:
         now = self.now()
-        published = self._published(received)
+        published = _discovery.answer(received)
         if published is not None:
             return ok(published.reply(now))
-        throttled = self._throttle and self._over_limit(received.path, now)
+        throttled = self._limits is not None and self._limits.refuses(received.path, now, self._in_flight)
         fault = None if throttled else self._script.next(received.path, TOKEN_PATH, now)
         answer = THROTTLED if throttled else self._answer(received, now)
-        if not self._profile.is_imds:
-            answer = replace(answer, server=None)
-        told = f"{answer.status}" if fault is None else getattr(fault, "__name__", repr(fault))
-        request = Request(**vars(received), time=now, answered="429 (throttled)" if throttled else told)
-        self._journal.add(request)
-        return self._played(answer, fault or ok, now)
+        reply = (answer if self._profile.is_imds else replace(answer, server=None)).reply(now)
+        if received.method == "HEAD":
+            reply = replace(reply, body=b"")
+        told = "429 (throttled)" if throttled else f"{reply.status}" if fault is None else describe(fault)
+        self._journal.add(Request(**vars(received), time=now, answered=told))
+        return self._played(reply, fault or ok)
 
-    def _played(self, answer: Answer, fault: Fault, now: float) -> Iterator[Step]:
+    def _played(self, reply: Reply, fault: Fault) -> Steps:
         self._in_flight += 1
         try:
             if self._latency:
                 yield self._latency
-            yield from fault(answer.reply(now))
+            yield from fault(reply)
         finally:
             self._in_flight -= 1
 
@@ -290,24 +290,3 @@ class ImdsEmulator:
         if received.path == TOKEN_PATH:
             return token_answer(received, self._machine, now)
         return _instance.answer(received, self._profile) or WRONG_PATH
-
-    def _published(self, received: Received) -> Answer | None:
-        """The documents of the fake Entra tenant, under the same port for want of another."""
-        if received.path in (f"/{TENANT_ID}/discovery/keys", f"/{TENANT_ID}/discovery/v2.0/keys"):
-            return Answer(200, compact(_tokens.jwks()), server=None)
-        if received.path.startswith(f"/{TENANT_ID}/") and received.path.endswith("/.well-known/openid-configuration"):
-            authority = f"http://{received.header('Host') or self.endpoint.removeprefix('http://')}"
-            return Answer(200, compact(_tokens.openid_configuration(authority)), server=None)
-        return None
-
-    def _over_limit(self, path: str, now: float) -> bool:
-        """Refused requests count for nothing here; whether they do in production is unknown."""
-        identity_category = path.startswith("/metadata/identity")
-        recent = self._recent[identity_category]
-        while recent and not now - 1 < recent[0] <= now:
-            recent.popleft()
-        limit = PER_SECOND if identity_category else OTHERS_PER_SECOND
-        if len(recent) >= limit or (identity_category and self._in_flight >= AT_ONCE):
-            return True
-        recent.append(now)
-        return False

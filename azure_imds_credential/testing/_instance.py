@@ -2,13 +2,140 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
+
+from ._identities import SUBSCRIPTION_ID, TENANT_ID
+from ._rules import API_VERSIONS, WRONG_METHOD, header_fault, version_fault
+from ._wire import TEXT, Answer, compact, instance_error
 
 if TYPE_CHECKING:
     from ._profiles import Profile
-    from ._wire import Answer, Received
+    from ._wire import Received
+
+INSTANCE_PATH = "/metadata/instance"
+VM_ID = "33333333-3333-3333-3333-333333333333"
+
+# Recorded, spaces included.
+NO_METADATA_HEADER = instance_error(400, "Bad request: . Required metadata header not specified")
+WRONG_PATH = instance_error(404, "Not found")
+
+# Documented status; the words are ours. The documentation names the newest versions, three of them, as here.
+FORWARDED = instance_error(400, "Bad request. X-Forwarded-For header is not allowed")
+NOT_JSON = instance_error(400, "Bad request. A single value is only available with format=text")
+UNKNOWN_FORMAT = instance_error(400, "Bad request. format must be json or text")
+BAD_VERSION = Answer(
+    400,
+    compact(
+        {
+            "error": "Bad request. api-version is invalid or was not specified in the request. "
+            "For more information refer to aka.ms/azureimds",
+            "newest-versions": [*API_VERSIONS[:-4:-1]],
+        }
+    ),
+)
 
 
 def answer(request: Received, profile: Profile) -> Answer | None:
-    """What one of the other paths says; None for a path that does not exist."""
+    """What one of the paths of this module says.
+
+    Args:
+        request: The request.
+        profile: The kind of machine. Container Instances document no other path than that of the token.
+
+    Returns:
+        The answer, or None for a path that is not one of them.
+    """
+    path = request.path.rstrip("/")
+    if not profile.is_imds:
+        return None
+    if path == "/metadata/identity/info":
+        fault = WRONG_METHOD if request.method != "GET" else header_fault(request) or version_fault(request)
+        return fault or Answer(200, compact({"tenantId": TENANT_ID}))
+    if path == "/metadata/versions":
+        return _header_fault(request) or Answer(200, compact({"apiVersions": list(API_VERSIONS)}))
+    if path == INSTANCE_PATH or path.startswith(INSTANCE_PATH + "/"):
+        return _header_fault(request) or _instance(request, profile, path)
     return None
+
+
+def _header_fault(request: Received) -> Answer | None:
+    if request.method != "GET":
+        return WRONG_METHOD
+    if request.header("Metadata") != "true":
+        return NO_METADATA_HEADER
+    return None if request.header("X-Forwarded-For") is None else FORWARDED
+
+
+def _instance(request: Received, profile: Profile, path: str) -> Answer:
+    if request.param("api-version") not in API_VERSIONS:
+        return BAD_VERSION
+    form = request.param("format") or "json"
+    if form not in ("json", "text"):
+        return UNKNOWN_FORMAT
+    node: Any = document(profile)
+    for step in path.removeprefix(INSTANCE_PATH).split("/")[1:]:
+        try:
+            node = node[int(step)] if isinstance(node, list) else node[step]
+        except (KeyError, ValueError, IndexError, TypeError):
+            return WRONG_PATH
+    if form == "json":
+        return NOT_JSON if isinstance(node, str) else Answer(200, json.dumps(node, separators=(",", ":")).encode())
+    return Answer(200, _as_text(node).encode(), TEXT)
+
+
+def _as_text(node: Any) -> str:
+    """A value as it is; of a branch the names of what hangs on it, those of further branches with a slash."""
+    if isinstance(node, str):
+        return node
+    items = node.items() if isinstance(node, dict) else ((str(number), item) for number, item in enumerate(node))
+    return "\n".join(name if isinstance(item, str) else f"{name}/" for name, item in items)
+
+
+def document(profile: Profile) -> dict[str, Any]:
+    """The instance document of a small Linux VM: every value a string, what does not apply an empty one (IMDSDOC)."""
+    kind, name = profile.machine_id.rsplit("/", 2)[1:]
+    is_set = kind == "virtualMachineScaleSets"
+    compute = {
+        "azEnvironment": "AzurePublicCloud",
+        "customData": "",
+        "evictionPolicy": "",
+        "isHostCompatibilityLayerVm": "false",
+        "licenseType": "",
+        "location": "westeurope",
+        "name": f"{name}_0" if is_set else name,
+        "offer": "ubuntu-24_04-lts",
+        "osType": "Linux",
+        "placementGroupId": "",
+        "plan": {"name": "", "product": "", "publisher": ""},
+        "platformFaultDomain": "0",
+        "platformUpdateDomain": "0",
+        "priority": "",
+        "provider": "Microsoft.Compute",
+        "publicKeys": [],
+        "publisher": "canonical",
+        "resourceGroupName": "imds-emulator",
+        "resourceId": f"{profile.machine_id}/virtualMachines/0" if is_set else profile.machine_id,
+        "securityProfile": {
+            "secureBootEnabled": "true",
+            "securityType": "TrustedLaunch",
+            "virtualTpmEnabled": "true",
+        },
+        "sku": "server",
+        "subscriptionId": SUBSCRIPTION_ID,
+        "tags": "source:emulator",
+        "tagsList": [{"name": "source", "value": "emulator"}],
+        "userData": "",
+        "version": "24.04.202601010",
+        "vmId": VM_ID,
+        "vmScaleSetName": name if is_set else "",
+        "vmSize": "Standard_D2s_v5",
+        "zone": "1",
+    }
+    address = {"privateIpAddress": "10.0.0.4", "publicIpAddress": ""}
+    interface = {
+        "ipv4": {"ipAddress": [address], "subnet": [{"address": "10.0.0.0", "prefix": "24"}]},
+        "ipv6": {"ipAddress": []},
+        "macAddress": "000D3A000001",
+    }
+    return {"compute": compute, "network": {"interface": [interface]}}

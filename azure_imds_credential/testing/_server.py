@@ -8,7 +8,7 @@ import math
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
 from typing import Any
 
@@ -28,11 +28,16 @@ class End(Enum):
 # An answer is what happens on the wire, in order: bytes are sent, numbers are seconds of silence (math.inf: until the
 # client or the emulator gives up), an Event is silence until somebody sets it.
 Step = bytes | float | threading.Event | End
-Respond = Callable[[Received], Iterator[Step]]
+Steps = Generator[Step, None, None]
+Respond = Callable[[Received], Steps]
 
 
-def parse(buffer: bytearray) -> tuple[Received, int] | None:
+def parse(buffer: bytearray, peer: str = "") -> tuple[Received, int] | None:
     """The first whole request of a buffer and its length; None while there is more to come.
+
+    Args:
+        buffer: What came in so far.
+        peer: Where from; noted in the request.
 
     Raises:
         ValueError: This is not HTTP, or more than this server reads.
@@ -52,8 +57,8 @@ def parse(buffer: bytearray) -> tuple[Received, int] | None:
         if not colon:
             raise ValueError(f"header without a colon: {line!r}")
         headers.append((name, value.strip()))
-    request = Received(method, target, tuple(headers), version)
-    length = end + 4 + int(request.header("Content-Length") or 0)
+    request = Received(method, target, tuple(headers), version, peer)
+    length = end + 4 + max(0, int(request.header("Content-Length") or 0))
     return (request, length) if len(buffer) >= length else None
 
 
@@ -69,6 +74,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._peer = transport.get_extra_info("peername")[0]
         self._open.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
@@ -83,7 +89,7 @@ class _Connection(asyncio.Protocol):
     def _continue(self) -> None:
         while self._playing is None and self._buffer and not self._transport.is_closing():
             try:
-                parsed = parse(self._buffer)
+                parsed = parse(self._buffer, self._peer)
             except ValueError:
                 self._transport.write(Reply(400, b"", (("Content-Length", "0"),)).encode())
                 self._transport.close()
@@ -100,11 +106,12 @@ class _Connection(asyncio.Protocol):
         # What needs no waiting is written at once, so that even a client that already hung up its half gets it.
         waiting = self._write_until_wait(steps)
         if waiting is not None:
-            self._playing = asyncio.get_running_loop().create_task(self._play(waiting, steps, wants_end))
+            self._playing = asyncio.get_running_loop().create_task(self._play(waiting, steps))
+            self._playing.add_done_callback(lambda played: self._played(played, steps, wants_end))
         elif wants_end:
             self._transport.close()
 
-    def _write_until_wait(self, steps: Iterator[Step]) -> float | threading.Event | None:
+    def _write_until_wait(self, steps: Steps) -> float | threading.Event | None:
         for step in steps:
             if isinstance(step, bytes):
                 self._transport.write(step)
@@ -117,16 +124,18 @@ class _Connection(asyncio.Protocol):
                 return step
         return None
 
-    async def _play(self, waiting: float | threading.Event | None, steps: Iterator[Step], wants_end: bool) -> None:
-        try:
-            while waiting is not None:
-                await _wait(waiting)
-                waiting = self._write_until_wait(steps)
-        finally:
-            self._playing = None
-            if isinstance(steps, Iterator) and hasattr(steps, "close"):
-                steps.close()
-        if wants_end:
+    async def _play(self, waiting: float | threading.Event | None, steps: Steps) -> None:
+        while waiting is not None:
+            await _wait(waiting)
+            waiting = self._write_until_wait(steps)
+
+    def _played(self, played: asyncio.Task[None], steps: Steps, wants_end: bool) -> None:
+        self._playing = None
+        steps.close()
+        if not played.cancelled() and (error := played.exception()) is not None:
+            played.get_loop().call_exception_handler({"message": "a fault failed", "exception": error})
+            self._transport.abort()
+        elif wants_end:
             self._transport.close()
         self._continue()
 
@@ -215,7 +224,9 @@ class Server:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
-        self._loop.run_until_complete(asyncio.sleep(0))  # lets aborted transports close their sockets
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))  # one turn, in which the cancelled end
         self._loop.close()
 
     async def _listen(self) -> None:

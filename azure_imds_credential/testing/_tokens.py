@@ -59,23 +59,6 @@ def jwks() -> dict[str, Any]:
     }
 
 
-def openid_configuration(authority: str) -> dict[str, Any]:
-    """The members of Entra's OpenID configuration that validators read.
-
-    Args:
-        authority: Base URL under which the emulator was asked.
-    """
-    return {
-        "issuer": ISSUER,
-        "jwks_uri": f"{authority}/{TENANT_ID}/discovery/keys",
-        "authorization_endpoint": f"{authority}/{TENANT_ID}/oauth2/authorize",
-        "token_endpoint": f"{authority}/{TENANT_ID}/oauth2/token",
-        "response_types_supported": ["code", "id_token"],
-        "subject_types_supported": ["pairwise"],
-        "id_token_signing_alg_values_supported": ["RS256"],
-    }
-
-
 def sign(claims: dict[str, Any]) -> str:
     """A JWT over the claims, RS256, with the header members of the capture of 2024-08-06."""
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15

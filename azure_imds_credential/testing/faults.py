@@ -12,11 +12,11 @@ from __future__ import annotations
 import gzip as _gzip
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._rules import THROTTLED
-from ._server import End, Step
+from ._server import End, Step, Steps
 from ._wire import TEXT, Reply, compact
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "Fault",
     "Reply",
     "Step",
+    "Steps",
     "chunked",
     "docker_desktop_403",
     "drip",
@@ -47,18 +48,23 @@ __all__ = [
     "wrong_length",
 ]
 
-Fault = Callable[[Reply], Iterator[Step]]
+Fault = Callable[[Reply], Steps]
 
 RESET_PAUSE = 0.05  # seconds between the last bytes and the RST, which may overtake them in the client's kernel
 
 
-def ok(reply: Reply) -> Iterator[Step]:
+def describe(fault: Fault) -> str:
+    """What the journal calls a fault."""
+    return getattr(fault, "__name__", repr(fault))
+
+
+def ok(reply: Reply) -> Steps:
     """No fault: the answer as it is. For a good answer in the middle of a script."""
     yield reply.encode()
 
 
 def _replaced(name: str, change: Callable[[Reply], Reply], *, close: bool = False) -> Fault:
-    def fault(reply: Reply) -> Iterator[Step]:
+    def fault(reply: Reply) -> Steps:
         yield change(reply).encode()
         if close:
             yield End.CLOSE
@@ -162,7 +168,7 @@ def members(**changes: Any) -> Fault:
     return _replaced("members " + ", ".join(changes), change)
 
 
-def hang(_reply: Reply) -> Iterator[Step]:
+def hang(_reply: Reply) -> Steps:
     """Silence until the client gives up."""
     yield math.inf
 
@@ -170,7 +176,7 @@ def hang(_reply: Reply) -> Iterator[Step]:
 def slow(seconds: float) -> Fault:
     """The answer after some seconds of silence."""
 
-    def slow(reply: Reply) -> Iterator[Step]:
+    def slow(reply: Reply) -> Steps:
         yield float(seconds)
         yield reply.encode()
 
@@ -180,7 +186,7 @@ def slow(seconds: float) -> Fault:
 def hold(until: threading.Event) -> Fault:
     """The answer, held back until the test sets the event."""
 
-    def hold(reply: Reply) -> Iterator[Step]:
+    def hold(reply: Reply) -> Steps:
         yield until
         yield reply.encode()
 
@@ -195,7 +201,7 @@ def drip(interval: float = 0.05, *, headers: bool = False) -> Fault:
         headers: Drip from the first header on; otherwise the headers come at once and only the body drips.
     """
 
-    def drip(reply: Reply) -> Iterator[Step]:
+    def drip(reply: Reply) -> Steps:
         whole = reply.encode()
         at_once = 0 if headers else len(reply.head())
         yield whole[:at_once]
@@ -209,7 +215,7 @@ def drip(interval: float = 0.05, *, headers: bool = False) -> Fault:
 def endless_100_continue(interval: float = 0.05) -> Fault:
     """`100 Continue` for ever, which keeps a naive client reading for ever."""
 
-    def endless_100_continue(_reply: Reply) -> Iterator[Step]:
+    def endless_100_continue(_reply: Reply) -> Steps:
         while True:
             yield b"HTTP/1.1 100 Continue\r\n\r\n"
             yield interval
@@ -224,7 +230,7 @@ def reset(after: int = 0) -> Fault:
         after: How many bytes of the answer come first. 0: none. Negative: all but so many.
     """
 
-    def reset(reply: Reply) -> Iterator[Step]:
+    def reset(reply: Reply) -> Steps:
         if after:
             yield reply.encode()[:after]
             yield RESET_PAUSE
@@ -233,7 +239,7 @@ def reset(after: int = 0) -> Fault:
     return reset
 
 
-def chunked(reply: Reply) -> Iterator[Step]:
+def chunked(reply: Reply) -> Steps:
     """The answer in chunks, with no Content-Length."""
     yield reply.with_header("Content-Length", None).with_header("Transfer-Encoding", "chunked").head()
     for start in range(0, len(reply.body), 100):
@@ -242,7 +248,7 @@ def chunked(reply: Reply) -> Iterator[Step]:
     yield b"0\r\n\r\n"
 
 
-def gzipped(reply: Reply) -> Iterator[Step]:
+def gzipped(reply: Reply) -> Steps:
     """The answer compressed, whether the client takes that or not."""
     yield reply.with_body(_gzip.compress(reply.body)).with_header("Content-Encoding", "gzip").encode()
 
