@@ -1,0 +1,205 @@
+"""What a credential was told, checked once; and how it asks. Shared by both colours."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from . import _fork
+from ._identity import identity_from
+from ._source import ManagedIdentitySource, source_and_evidence
+from ._token_cache import Flight, Outcome, Slot, TokenCache, Wish, process_cache
+from .exceptions import ImdsUnavailableError, let_chains_go_on
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+DEFAULT_ENDPOINT = "http://169.254.169.254"
+ENDPOINT_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
+TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a password
+
+PIPELINE_OPTIONS = frozenset(
+    {
+        "connection_timeout", "logging_enable", "per_call_policies", "per_retry_policies", "raw_request_hook",
+        "raw_response_hook", "read_timeout", "retry_total", "tracing_options", "transport", "user_agent",
+    }
+)  # fmt: skip
+
+
+class Configuration:
+    """A credential's arguments, validated, and the cache they lead to."""
+
+    def __init__(
+        self,
+        *,
+        client_id: str | None,
+        object_id: str | None,
+        resource_id: str | None,
+        endpoint: str | None,
+        timeout: float,
+        wait_for_identity: float,
+        shared_cache: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.identity = identity_from(client_id=client_id, object_id=object_id, resource_id=resource_id)
+        self.endpoint = _endpoint(endpoint)
+        self.timeout = _seconds("timeout", timeout, above_zero=True)
+        self.wait_for_identity = _seconds("wait_for_identity", wait_for_identity)
+        if self.wait_for_identity > self.timeout:
+            raise ValueError(
+                f"wait_for_identity={wait_for_identity:g} cannot exceed timeout={timeout:g}, which ends every call: "
+                "raise timeout too"
+            )
+        self.shared_cache = bool(shared_cache)
+        self.options = _checked_options(options)
+        # A credential that talks in its own way must not share what others heard.
+        self.cache = TokenCache() if self.options else process_cache
+
+    def slot(self, scopes: tuple[str, ...]) -> Slot:
+        """Find where the token for these scopes is held, once the environment is known to leave IMDS the choice."""
+        resource = resource_from(scopes)
+        source, evidence = source_and_evidence()
+        if source is not ManagedIdentitySource.IMDS:
+            error = ImdsUnavailableError(
+                f"No token for {resource}: {', '.join(evidence)} says that managed identity tokens come from "
+                f"{source.value} here, not from IMDS. Nothing was sent.",
+                identity=str(self.identity),
+                resource=resource,
+                hint="Use azure.identity.ManagedIdentityCredential there, or unset the variables.",
+            )
+            let_chains_go_on(error)
+            raise error
+        return self.cache.slot(self.endpoint, self.identity, resource)
+
+    def steps(
+        self, slot: Slot, scopes: tuple[str, ...], *, forced: bool
+    ) -> Generator[tuple[Future[Outcome | None], float], None, None]:
+        """Say what a caller must wait for until the slot holds its token."""
+        resource = resource_from(scopes)
+
+        def ask(flight: Flight) -> Outcome:
+            with _fork.imports:
+                from . import _exchange
+            return _exchange.ask(
+                _exchange.Question(
+                    endpoint=slot.endpoint,
+                    identity=self.identity,
+                    resource=resource,
+                    deadline=flight.deadline,
+                    options=self.options,
+                    bypass_cache=flight.forced,
+                    clock=self.cache.clock,
+                    wall_clock=self.cache.wall_clock,
+                    random=self.cache.random,
+                ),
+                flight.note,
+            )
+
+        return self.cache.steps(slot, Wish(self.timeout, self.wait_for_identity, forced, ask))
+
+
+def resource_from(scopes: tuple[str, ...]) -> str:
+    """Turn the one scope into the resource that IMDS is asked for: what stands before `/.default`, slash included.
+
+    Raises:
+        TypeError: The scope is not a string.
+        ValueError: There is not exactly one scope, or it names no resource.
+    """
+    if len(scopes) != 1:
+        raise ValueError(
+            f"get_token takes exactly one scope, such as https://vault.azure.net/.default; got {len(scopes)}"
+        )
+    scope = scopes[0]
+    if not isinstance(scope, str):
+        raise TypeError(f"a scope must be a string, not {type(scope).__name__}")
+    resource = scope.removesuffix("/.default")
+    if not resource or not resource.isprintable() or " " in resource:
+        raise ValueError(f"scope {scope!r} names no resource; expected for example https://vault.azure.net/.default")
+    return resource
+
+
+def picklable(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a credential's options for pickling.
+
+    Raises:
+        TypeError: A transport is among them: it holds connections, which belong to its process.
+    """
+    if options.get("transport") is not None:
+        raise TypeError("a credential with a transport of its own cannot be pickled; make it where it is used")
+    return options
+
+
+def rebuilt(cls: Callable[..., Any], arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Make a credential from its pickled arguments: for the identity of the machine that unpickles."""
+    return cls(**arguments, **options)
+
+
+def _endpoint(argument: str | None) -> str:
+    name, url = "endpoint", argument
+    if url is None:
+        name, url = ENDPOINT_VARIABLE, os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
+    if not isinstance(url, str):
+        raise TypeError(f"{name} must be a string or None, not {type(url).__name__}")
+    expected = f"{name} must be a base URL such as {DEFAULT_ENDPOINT}, got {url!r}"
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise ValueError(expected) from error
+    plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid or not plain:
+        raise ValueError(expected)
+    if parts.path.rstrip("/").endswith(TOKEN_PATH):
+        raise ValueError(f"{expected}: leave {TOKEN_PATH} out, it is appended")
+    return url.rstrip("/")
+
+
+def _seconds(name: str, value: float, *, above_zero: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        raise ValueError(f"{name} must be a number of seconds {'above' if above_zero else 'from'} 0, got {value!r}")
+    return float(value)
+
+
+def _checked_options(given: dict[str, Any]) -> dict[str, Any]:
+    options = {name: value for name, value in given.items() if value is not None}
+    if "proxies" in options:
+        raise ValueError("proxies: IMDS is link-local and must not be asked through a proxy; leave the option out")
+    unknown = sorted(options.keys() - PIPELINE_OPTIONS)
+    if unknown:
+        raise TypeError(
+            f"unexpected argument {unknown[0]!r}; pipeline options are {', '.join(sorted(PIPELINE_OPTIONS))}"
+        )
+    for name in ("connection_timeout", "read_timeout"):
+        if name in options:
+            options[name] = _seconds(name, options[name], above_zero=True)
+    retry_total = options.get("retry_total", 0)
+    if isinstance(retry_total, bool) or not isinstance(retry_total, int) or retry_total < 0:
+        raise ValueError(f"retry_total must be a whole number from 0, got {retry_total!r}")
+    for name in ("raw_request_hook", "raw_response_hook"):
+        if name in options and not callable(options[name]):
+            raise TypeError(f"{name} must be callable, not {type(options[name]).__name__}")
+    for name in ("per_call_policies", "per_retry_policies"):
+        if name in options:
+            policies = options[name]
+            options[name] = tuple(policies) if isinstance(policies, (list, tuple)) else (policies,)
+            for policy in options[name]:
+                _refuse_async(name, policy)
+    if "transport" in options:
+        _refuse_async("transport", options["transport"])
+        if not callable(getattr(options["transport"], "send", None)):
+            raise TypeError("transport must be an azure.core.pipeline.transport.HttpTransport with a method send")
+    return options
+
+
+def _refuse_async(name: str, value: object) -> None:
+    if inspect.iscoroutinefunction(getattr(value, "send", None)) or hasattr(value, "__aenter__"):
+        raise TypeError(
+            f"{name} must be synchronous, got {type(value).__name__}: the exchange runs on a thread of its own, once "
+            "per token life, for the aio credential too"
+        )

@@ -1,0 +1,42 @@
+"""What a fork must wait for, and what the child must begin anew.
+
+A child keeps the parent's memory but only the thread that forked. A lock held by another thread stays locked in the
+child, a half-done import stays half-done, and a request under way never ends there.
+"""
+
+from __future__ import annotations
+
+import logging  # noqa: F401 # see `imports`
+import os
+import threading
+import weakref
+from typing import Protocol
+
+# Held while this package imports msal and the HTTP stack. `import logging` above comes first because logging registers
+# its own lock with fork: handlers run backwards before a fork, so ours is taken first there as everywhere else.
+imports = threading.RLock()
+
+
+class Forkable(Protocol):
+    """Something with locks or threads of its own."""
+
+    def begin_anew(self) -> None:
+        """Forget, in a forked child, what only lived in the parent's threads. Takes no lock."""
+
+
+_forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
+def register(forkable: Forkable) -> None:
+    """Have `begin_anew` called in every forked child."""
+    _forkables.add(forkable)
+
+
+def _in_child() -> None:
+    imports.release()
+    for forkable in tuple(_forkables):
+        forkable.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has none
+    os.register_at_fork(before=imports.acquire, after_in_parent=imports.release, after_in_child=_in_child)

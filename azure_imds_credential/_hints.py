@@ -1,0 +1,78 @@
+"""What to do next. Words of IMDS and signs of the machine may choose a hint; they never decide what happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from . import exceptions as e
+from ._answer import Verdict
+from ._identity import Identity
+
+# DMI vendors of machines that cannot be Azure VMs ("Microsoft Corporation" there). Unknown ones say nothing.
+# https://www.freedesktop.org/software/systemd/man/latest/systemd-detect-virt.html lists the same names.
+_OTHER_VENDORS = (
+    "Amazon EC2", "Google", "Apple Inc.", "Dell Inc.", "LENOVO", "HP", "Hewlett-Packard", "ASUSTeK", "VMware",
+    "innotek GmbH", "Oracle Corporation", "DigitalOcean", "Hetzner", "Alibaba Cloud",
+)  # fmt: skip
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def plainly_not_azure(platform: str = sys.platform, read: Callable[[str], str] = _read) -> bool:
+    """Whether this machine is of a kind that Azure does not have. Only shortens a wait."""
+    return platform == "darwin" or read("/sys/class/dmi/id/sys_vendor").startswith(_OTHER_VENDORS)
+
+
+def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | None = None) -> str:
+    """Choose the sentence that tells the reader of an error what to do next."""
+    environ = os.environ if environ is None else environ
+    if verdict.error is e.IdentityUnavailableError:
+        return _assign(verdict.description or "", identity)
+    if verdict.error is e.IdentityMismatchError:
+        return "The token was thrown away. Check which identities the machine has, and name the one you mean."
+    if verdict.error is e.ImdsRequestError:
+        return (
+            "Check the scope: its resource must exist in the identity's tenant. The answer above says which it missed."
+        )
+    if verdict.error is e.ImdsThrottledError:
+        return (
+            "A VM may ask IMDS 20 times a second and 5 at once. Find out who else asks; share one token between the "
+            "processes with shared_cache=True."
+        )
+    if verdict.error is e.ImdsServiceError:
+        return "IMDS on this machine is ill or being updated; that usually passes within minutes. Try again later."
+    if verdict.status is not None:
+        shown = f" It said: {verdict.excerpt}" if verdict.excerpt else ""
+        return f"Something that is not IMDS answered (a proxy, a portal, another cloud, Docker Desktop).{shown}"
+    if "KUBERNETES_SERVICE_HOST" in environ:
+        return (
+            "This is a pod: a network policy or AKS's IMDS restriction may block it. With workload identity "
+            "(AZURE_FEDERATED_TOKEN_FILE) use azure.identity.WorkloadIdentityCredential."
+        )
+    return (
+        "Is this an Azure VM, scale set, AKS node, container instance or Batch node? Elsewhere use another credential, "
+        "or set AZURE_POD_IDENTITY_AUTHORITY_HOST to an emulator."
+    )
+
+
+def _assign(description: str, identity: Identity) -> str:
+    if identity.kind == "system-assigned":
+        if "ultiple" in description:
+            return "Name one with client_id, object_id or resource_id: `az vm identity show -g GROUP -n VM` lists them."
+        return (
+            "Assign one: `az vm identity assign -g GROUP -n VM`. A new assignment may take minutes to arrive "
+            "(wait_for_identity waits for it)."
+        )
+    return (
+        f"Is this {identity.kind} right, and is the identity assigned to this machine? "
+        "`az vm identity assign -g GROUP -n VM --identities RESOURCE_ID` does it; a new assignment may take minutes "
+        "to arrive (wait_for_identity waits for it)."
+    )

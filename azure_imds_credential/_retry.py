@@ -1,0 +1,70 @@
+"""When to ask again: the numbers, and one pure function over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+
+class Schedule(NamedTuple):
+    """Waits of U(0, min(cap, base * 2**n)) seconds before retry n+1: full jitter.
+
+    Full jitter because machines and processes that start together must not ask together again:
+    https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+    """
+
+    retries: float  # how many at most
+    until: float  # seconds after the first such answer within which one may start
+    base: float = 1.0  # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance
+    cap: float = 16.0
+    lead: float = 0.0  # fixed seconds added to the first wait
+
+
+class Retry(Enum):
+    """What a failed attempt deserves."""
+
+    NEVER = Schedule(retries=0, until=0)
+    # A malformed answer: a second look tells a passing fault from a standing one.
+    ONCE = Schedule(retries=1, until=math.inf)
+    # 500 and the like by a server that never was IMDS. While IMDS restarts the host's WireServer answers in its place.
+    STRANGER = Schedule(retries=3, until=7)
+    # 404, 408, 5xx, and no answer from an IMDS that was seen. "At least 1 second", five retries:
+    # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance
+    TRANSIENT = Schedule(retries=5, until=math.inf)
+    # 410: "IMDS will be available within 70 seconds" (same page); 5 s more for the clock of the host.
+    GONE = Schedule(retries=math.inf, until=75)
+    # 429: 20 requests a second and 5 at once for a whole VM, and no Retry-After:
+    # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
+    # The best of the policies that were simulated against those limits (benchmarks/fleet.py).
+    THROTTLED = Schedule(retries=math.inf, until=math.inf, base=2.0, lead=0.5)
+
+
+def next_delay(
+    retry: Retry, done: int, elapsed: float, retry_after: float | None, random: Callable[[], float]
+) -> float | None:
+    """Say how long to wait before the next attempt.
+
+    Args:
+        retry: What the last attempt deserves.
+        done: Retries already made for this kind of trouble.
+        elapsed: Seconds since this kind of trouble began.
+        retry_after: Seconds that the server asked for, if it did. They are a floor, so that the jitter stays.
+        random: Uniform in [0, 1).
+
+    Returns:
+        Seconds, or None to stop.
+    """
+    schedule = retry.value
+    if done >= schedule.retries or elapsed >= schedule.until:
+        return None
+    # With a lead the first two waits have the same spread, and doubling begins at the third.
+    doublings = max(0, done - 1) if schedule.lead else done
+    wait: float = random() * min(schedule.cap, schedule.base * 2 ** min(doublings, 30))
+    if done == 0:
+        wait += schedule.lead
+    left = schedule.until - elapsed
+    if retry_after is None:
+        return min(wait, left)
+    return max(wait, retry_after) if retry_after <= left else None

@@ -1,0 +1,317 @@
+"""The tokens that this process holds, and the flights under way to fetch more.
+
+One slot per (endpoint, identity, resource), one flight per slot, for threads and tasks together. A flight is an
+exchange on a thread of its own, so that a caller can leave at its deadline whatever the server does.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, NamedTuple
+
+from azure.core.credentials import AccessToken, AccessTokenInfo
+
+from . import _fork
+from ._endpoint import Endpoint
+from ._freshness import LONGEST_WAIT, Phase, boot_clock, next_refresh_after, phase, refresh_delay
+from ._identity import Identity
+from .exceptions import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError, let_chains_go_on
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+ASK_FOR_IDENTITY_EVERY = 5.0  # seconds, while a caller waits for an identity to arrive
+FORCE_EVERY = 30.0  # seconds: callers that force a refresh within them share one
+REANCHOR_EVERY = 60.0  # seconds after which `expires_on` follows a wall clock that was set
+GRACE = 0.1  # seconds a caller gives a flight that is about to end, so that it can say why
+
+_logger = logging.getLogger("azure_imds_credential")
+
+
+class RedactedToken(AccessToken):
+    """An `AccessToken` that can be logged."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"AccessToken(token='[redacted]', expires_on={self.expires_on})"
+
+
+class RedactedTokenInfo(AccessTokenInfo):
+    """An `AccessTokenInfo` that can be logged."""
+
+    def __repr__(self) -> str:
+        return (
+            f"AccessTokenInfo(token='[redacted]', expires_on={self.expires_on}, "
+            f"token_type={self.token_type!r}, refresh_on={self.refresh_on})"
+        )
+
+
+class Outcome(NamedTuple):
+    """How a flight ended: with a token and the clock's reading at its expiry, or with an error."""
+
+    access_token: str = ""
+    expires_at: float = 0.0
+    error: BaseException | None = None
+    absent: bool = False  # nothing listens there: worth remembering
+    out_of_time: bool = False  # somebody with more time might have succeeded
+
+    def __repr__(self) -> str:
+        return f"Outcome(error={self.error!r})"
+
+
+class Flight:
+    """An exchange under way. Its future never fails and cannot be cancelled: whoever waits may leave, it goes on."""
+
+    def __init__(self, now: float, deadline: float, *, forced: bool) -> None:
+        with _fork.imports:
+            from concurrent.futures import Future
+
+        self.started, self.deadline, self.forced = now, deadline, forced
+        self.last_error: BaseException | None = None
+        self.future: Future[Outcome | None] = Future()
+        # A pending future could be cancelled by one timed-out task, for all others.
+        self.future.set_running_or_notify_cancel()
+
+    def note(self, error: BaseException) -> None:
+        """Keep the error of the last attempt for callers who leave before the flight ends."""
+        self.last_error = error
+
+
+class Slot:
+    """What is held for one key. Read without a lock: `fresh_until` is written after what it vouches for."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.plain: Flight | None = None
+        self.forced: Flight | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self.fresh_until = self.refresh_at = self.expires_at = self.forced_at = self.retry_at = float("-inf")
+        self.stored_at = float("-inf")
+        self.token: RedactedToken | None = None
+        self.info: RedactedTokenInfo | None = None
+        self.secret = ""
+        self.failures = 0
+
+    def hold(self, outcome: Outcome, now: float, wall_clock: Callable[[], float], rand: Callable[[], float]) -> None:
+        """Keep a token."""
+        again = outcome.access_token == self.secret
+        self.secret, self.expires_at, self.stored_at = outcome.access_token, outcome.expires_at, now
+        self.refresh_at = now + refresh_delay(outcome.expires_at - now, same_again=again, random=rand)
+        self.failures, self.retry_at = 0, float("-inf")
+        self.publish(now, wall_clock())
+
+    def publish(self, now: float, wall_now: float) -> None:
+        """Make what callers get, with an expiry by the wall clock as it is set now."""
+        expires_on = int(wall_now + self.expires_at - now)
+        refresh_on = int(wall_now + min(self.refresh_at, self.expires_at) - now)
+        self.token = RedactedToken(self.secret, expires_on)
+        self.info = RedactedTokenInfo(self.secret, expires_on, refresh_on=refresh_on)
+        self.fresh_until = min(self.refresh_at, self.expires_at, now + REANCHOR_EVERY)
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.endpoint.url} fresh_until={self.fresh_until}>"
+
+
+class Wish(NamedTuple):
+    """What one caller wants. Times are seconds."""
+
+    timeout: float
+    wait_for_identity: float
+    forced: bool
+    ask: Callable[[Flight], Outcome]
+
+
+class TokenCache:
+    """Slots, and the one way to fill them."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = boot_clock,
+        wall_clock: Callable[[], float] = time.time,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        self.clock, self.wall_clock, self.random = clock, wall_clock, rand
+        self._slots: dict[tuple[str, Identity, str], Slot] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._lock = threading.Lock()
+        _fork.register(self)
+
+    def begin_anew(self) -> None:
+        """Keep the tokens in a forked child; locks and flights stayed with the parent's threads."""
+        self._lock = threading.Lock()
+        for slot in self._slots.values():
+            slot.plain = slot.forced = None
+        for endpoint in self._endpoints.values():
+            endpoint.begin_anew()
+
+    def slot(self, url: str, identity: Identity, resource: str) -> Slot:
+        """Return the one slot of this key."""
+        with self._lock:
+            endpoint = self._endpoints.get(url) or self._endpoints.setdefault(url, Endpoint(url, self.clock))
+            key = (url, identity, resource)
+            return self._slots.get(key) or self._slots.setdefault(key, Slot(endpoint))
+
+    def forget(self) -> None:
+        """Hold no token, and know nothing of any endpoint."""
+        with self._lock:
+            for slot in self._slots.values():
+                slot.clear()
+                slot.plain = slot.forced = None
+                slot.stored_at = self.clock()  # what flights under way bring is not kept
+            for endpoint in self._endpoints.values():
+                endpoint.seen, endpoint.absence = False, None
+
+    def steps(self, slot: Slot, wish: Wish) -> Generator[tuple[Future[Outcome | None], float], None, None]:
+        """Say what to wait for, and for how long at most, until the slot has what the caller wants.
+
+        The caller does the waiting, on a thread or in an event loop, and nothing else: so both colours tell one story.
+
+        Yields:
+            A future that need not succeed, and seconds.
+
+        Raises:
+            ImdsError: There is no token to be had in time.
+        """
+        begun = self.clock()
+        deadline, patient_until = begun + wish.timeout, begun + min(wish.timeout, wish.wait_for_identity)
+        courteous = True
+        while True:
+            now = self.clock()
+            forced = wish.forced and not (now < slot.forced_at + FORCE_EVERY and now < slot.expires_at)
+            held = phase(now, slot.refresh_at, slot.expires_at)
+            if held is Phase.EXPIRED or forced:
+                absence = slot.endpoint.known_absence()
+                if absence:
+                    raise _own_copy(absence)
+                flight = self._join(slot, wish, deadline, forced=forced)
+                yield flight.future, min(deadline, flight.deadline) + GRACE - now
+                if not flight.future.done():
+                    if self.clock() < deadline:
+                        continue  # the flight overran its own deadline: the next one replaces it
+                    raise _own_copy(flight.last_error or self._never_answered(slot, wish))
+                outcome, now = flight.future.result(), self.clock()
+                if outcome is None or (outcome.out_of_time and deadline > flight.deadline + 5 * GRACE):
+                    continue  # who led it was interrupted, or had less time than we have
+                if outcome.error is None:
+                    if slot.token is None:
+                        continue  # everything was forgotten meanwhile
+                    return
+                if not isinstance(outcome.error, IdentityUnavailableError) or now >= patient_until:
+                    raise _own_copy(outcome.error)
+                yield type(flight.future)(), min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
+            else:
+                if held is Phase.FRESH or (now < slot.retry_at and slot.plain is None):
+                    wait = 0.0
+                else:
+                    flight = self._join(slot, wish, deadline, forced=False)
+                    wait = min(flight.started + LONGEST_WAIT, deadline) - now
+                if held is not Phase.CLOSING or wait <= 0 or not courteous:
+                    if now >= slot.fresh_until:
+                        with self._lock:
+                            slot.publish(now, self.wall_clock())
+                    return
+                courteous = False
+                yield flight.future, wait
+
+    def _join(self, slot: Slot, wish: Wish, deadline: float, *, forced: bool) -> Flight:
+        """Return the flight under way, or set out on a new one when there is none or it overran its time."""
+        new: Flight | None = None
+        try:
+            with self._lock:
+                now = self.clock()
+                flight = slot.forced if forced else slot.plain
+                if flight is None or now >= flight.deadline + GRACE:
+                    flight = new = Flight(now, deadline, forced=forced)
+                    if forced:
+                        slot.forced = new
+                    else:
+                        slot.plain = new
+            if new is not None:
+                self._launch(slot, new, wish)
+        except BaseException:
+            if new is not None:
+                self._settle(slot, new, None)
+            raise
+        return flight
+
+    def _launch(self, slot: Slot, flight: Flight, wish: Wish) -> None:
+        run, args = contextvars.copy_context().run, (self._fly, slot, flight, wish)
+        try:
+            threading.Thread(target=run, args=args, name="azure-imds-credential", daemon=True).start()
+        except RuntimeError:  # no thread can start, as when the interpreter is shutting down
+            self._fly(slot, flight, wish)
+
+    def _fly(self, slot: Slot, flight: Flight, wish: Wish) -> None:
+        try:
+            outcome = wish.ask(flight)
+        except BaseException as error:  # a user's hook may raise anything, and callers are waiting for it
+            # Frames of the exchange hold answers, and answers hold tokens.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            outcome = Outcome(error=error)
+        self._settle(slot, flight, outcome)
+
+    def _settle(self, slot: Slot, flight: Flight, outcome: Outcome | None) -> None:
+        """End a flight: keep what it brought, and wake whoever waits."""
+        with self._lock:
+            if flight.future.done():
+                return
+            now = self.clock()
+            if flight.forced and slot.forced is flight:
+                slot.forced = None
+            if not flight.forced and slot.plain is flight:
+                slot.plain = None
+            kept = now < slot.expires_at
+            if outcome is None:
+                pass
+            elif outcome.error is not None:
+                slot.failures += 1
+                slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
+            # A token that arrived after this flight set out is the newer one, however this one ends.
+            elif flight.forced or slot.stored_at <= flight.started:
+                slot.hold(outcome, now, self.wall_clock, self.random)
+                if flight.forced:
+                    slot.forced_at = now
+        if outcome is not None and outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
+            slot.endpoint.note_absence(outcome.error)
+        flight.future.set_result(outcome)
+        if outcome is not None and outcome.error is not None and kept:
+            _logger.warning(
+                "refreshing a token failed, the held one serves for %d s more; next try in %d s: %s",
+                slot.expires_at - now,
+                slot.retry_at - now,
+                outcome.error,
+            )
+
+    def _never_answered(self, slot: Slot, wish: Wish) -> BaseException:
+        cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
+        return cls(
+            f"No token: {slot.endpoint.url} did not finish an answer within {wish.timeout:g} s. "
+            "Whatever listens there is slow, hung or not IMDS.",
+            endpoint=slot.endpoint.url,
+            elapsed=wish.timeout,
+            hint="Try again later, or check what listens at this address.",
+        )
+
+
+def _own_copy(error: BaseException) -> BaseException:
+    """Give each caller an exception of its own: one instance raised twice would mix their tracebacks."""
+    let_chains_go_on(error)
+    return copy.copy(error)
+
+
+process_cache = TokenCache()
+
+
+def forget_tokens() -> None:
+    """Empty the cache that the credentials of this process share, for tests that must not see each other's tokens."""
+    process_cache.forget()

@@ -1,0 +1,182 @@
+"""`ImdsCredential`, async: the same story with await. Cache, flights and exchange are those of the sync class."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .._claims import IdentityInfo, identity_info
+from .._configuration import Configuration, picklable, rebuilt
+from .._token_cache import Slot
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
+    from typing_extensions import Self
+
+
+class ImdsCredential:
+    """Managed identity tokens from Azure's Instance Metadata Service (IMDS), for any async Azure SDK client.
+
+    It shares the process's cache with the sync class, belongs to no event loop, and leaves nothing open. Cancelling a
+    caller never cancels the request that others wait for. With trio, use the sync class in a thread.
+
+    Args:
+        client_id: Client ID of a user-assigned identity.
+        object_id: Object ID (principal ID) of a user-assigned identity.
+        resource_id: ARM ID of a user-assigned identity. At most one of the three; with none the system-assigned
+            identity is asked for.
+        endpoint: Base URL of IMDS; by default the variable AZURE_POD_IDENTITY_AUTHORITY_HOST, else
+            http://169.254.169.254.
+        timeout: Seconds after which a call ends whatever happens, all attempts and waits included.
+        wait_for_identity: Seconds to keep asking, every 5 s, while IMDS answers that there is no such identity: a new
+            assignment takes minutes to arrive. At most `timeout`.
+        shared_cache: Share tokens with the other processes of this user on this machine.
+        transport: A synchronous azure-core transport to send with. It is never opened or closed here.
+        **pipeline_options: As for the sync class; policies are synchronous ones here too.
+
+    Raises:
+        ValueError: An argument has no usable value; the message names it.
+        TypeError: An argument is unknown or has the wrong type.
+    """
+
+    def __init__(
+        self,
+        *,
+        client_id: str | None = None,
+        object_id: str | None = None,
+        resource_id: str | None = None,
+        endpoint: str | None = None,
+        timeout: float = 90.0,
+        wait_for_identity: float = 0.0,
+        shared_cache: bool = False,
+        transport: Any = None,
+        **pipeline_options: Any,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "client_id": client_id,
+            "object_id": object_id,
+            "resource_id": resource_id,
+            "endpoint": endpoint,
+            "timeout": timeout,
+            "wait_for_identity": wait_for_identity,
+            "shared_cache": shared_cache,
+        }
+        self._options = {"transport": transport, **pipeline_options}
+        self._configuration = Configuration(**self._arguments, options=self._options)
+        self._now = self._configuration.cache.clock
+        self._slots: dict[tuple[str, ...], Slot] = {}
+
+    async def get_token(
+        self,
+        *scopes: str,
+        claims: str | None = None,
+        tenant_id: str | None = None,
+        enable_cae: bool = False,
+        force_refresh: bool = False,
+        **kwargs: Any,
+    ) -> AccessToken:
+        """Get a token, from memory when a usable one is held.
+
+        Args:
+            *scopes: Exactly one: the resource with or without `/.default`.
+            claims: A claims challenge. IMDS takes no claims, so this only asks for a newer token than the one held.
+            tenant_id: Ignored: an identity belongs to one tenant. SDK clients send it.
+            enable_cae: Ignored, as above.
+            force_refresh: Ask IMDS although a token is held, and ask it to bypass its own cache, which it may or may
+                not do. Calls within 30 s of each other share one such refresh.
+            **kwargs: Ignored, as above.
+
+        Returns:
+            The token; `expires_on` in epoch seconds of this machine's clock.
+
+        Raises:
+            ImdsError: There is no token; its subclasses say why.
+            ValueError: There is not exactly one scope.
+        """
+        slot = self._slots.get(scopes)
+        if slot is None or self._now() >= slot.fresh_until or claims or force_refresh:
+            slot = await self._filled(scopes, forced=bool(claims or force_refresh))
+        return slot.token  # type: ignore[return-value] # a filled slot has one
+
+    async def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
+        """Get a token as `get_token` does, with the time at which it should be refreshed.
+
+        Args:
+            *scopes: Exactly one: the resource with or without `/.default`.
+            options: `claims` is taken as by `get_token`; everything else is ignored.
+
+        Returns:
+            The token; `expires_on` and `refresh_on` in epoch seconds of this machine's clock.
+
+        Raises:
+            ImdsError: There is no token; its subclasses say why.
+            ValueError: There is not exactly one scope.
+        """
+        slot = self._slots.get(scopes)
+        claims = options.get("claims") if options else None
+        if slot is None or self._now() >= slot.fresh_until or claims:
+            slot = await self._filled(scopes, forced=bool(claims))
+        return slot.info  # type: ignore[return-value] # a filled slot has one
+
+    async def _filled(self, scopes: tuple[str, ...], *, forced: bool) -> Slot:
+        slot = self._configuration.slot(scopes)
+        for future, seconds in self._configuration.steps(slot, scopes, forced=forced):
+            await _wait(future, seconds)
+        self._slots[scopes] = slot
+        return slot
+
+    def token_provider(self, *scopes: str) -> Callable[[], Awaitable[str]]:
+        """Make an async function without arguments that returns the token alone, as OpenAI's async clients take it."""
+        self._configuration.slot(scopes)  # a wrong scope is told now, not at the first request
+
+        async def token() -> str:
+            return (await self.get_token(*scopes)).token
+
+        return token
+
+    async def whoami(self, scope: str = "https://management.azure.com/.default") -> IdentityInfo:
+        """Get a token and read who it speaks for. Its claims are decoded, not verified.
+
+        Raises:
+            ImdsError: There is no token; its subclasses say why.
+        """
+        return identity_info((await self.get_token(scope)).token)
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close. The credential stays usable."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.close()
+
+    def __copy__(self) -> Self:
+        return type(self)(**self._arguments, **self._options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuilt, (type(self), self._arguments, picklable(self._options))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._configuration.identity}, endpoint={self._configuration.endpoint!r})"
+
+
+async def _wait(future: Future[Any], seconds: float) -> None:
+    import asyncio
+
+    waiter = asyncio.wrap_future(future)
+    try:
+        await asyncio.wait((waiter,), timeout=seconds)
+    finally:
+        waiter.cancel()  # lets go of this loop; the flight behind it cannot be cancelled
