@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import _discovery, _instance
+from . import _discovery
+from . import faults as _faults
 from ._identities import TENANT_ID
-from ._journal import Journal, Request
+from ._imds import Imds
 from ._limits import Limits
 from ._profiles import PROFILES
-from ._rules import THROTTLED, TOKEN_PATH, WRONG_PATH, Machine, token_answer
-from ._script import Script
+from ._rules import TOKEN_PATH, Machine
 from ._server import Server
 from ._tokens import ISSUER, LIFETIME, TokenService
-from .faults import describe, ok
-from .faults import wireserver as wireserver_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from types import TracebackType
 
     from ._identities import Identity
+    from ._journal import Request
     from ._profiles import ProfileName
-    from ._server import Steps
-    from ._wire import Answer, Received, Reply
     from .faults import Fault
 
 
@@ -72,27 +68,25 @@ class ImdsEmulator:
         renew_before: float = 0.0,
         known_resources: Collection[str] | None = None,
     ) -> None:
-        self._profile = PROFILES[profile]
-        self._tokens = TokenService(self._profile.machine_id, token_lifetime, renew_before)
-        start = list(self._profile.identities if identities is None else identities)
-        self._machine = Machine(self._profile, start, self._tokens, known_resources)
-        self._host, self._port = host, port
-        self._limits, self._latency = Limits() if throttle else None, latency
+        kind = PROFILES[profile]
+        self._tokens = TokenService(kind.machine_id, token_lifetime, renew_before)
+        has = list(kind.identities if identities is None else identities)
+        self._machine = Machine(kind, has, self._tokens, known_resources)
         self._clock, self._advanced = clock, 0.0
-        self._journal, self._script = Journal(), Script()
-        self._in_flight = 0
+        self._imds = Imds(self._machine, self.now, latency, Limits() if throttle else None)
+        self._host, self._port = host, port
         self._server: Server | None = None
 
     def __repr__(self) -> str:
         where = "not started" if self._server is None else self.endpoint
-        return f"<ImdsEmulator {self._profile.name} {where}>"
+        return f"<ImdsEmulator {self._machine.profile.name} {where}>"
 
     # The life of the server
 
     def start(self) -> ImdsEmulator:
         """Starts to listen; `with` does it for you."""
         if self._server is None:
-            server = Server(self._host, self._port, self._respond)
+            server = Server(self._host, self._port, self._imds.respond)
             server.start()
             self._server = server
         return self
@@ -123,9 +117,7 @@ class ImdsEmulator:
     @property
     def endpoint(self) -> str:
         """Base URL: what `ImdsCredential(endpoint=...)` and AZURE_POD_IDENTITY_AUTHORITY_HOST take."""
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host)  # noqa: S104 - what a client dials instead
-        host = reachable or (f"[{self._host}]" if ":" in self._host else self._host)
-        return f"http://{host}:{self.port}"
+        return self._running.url
 
     @property
     def openid_configuration_url(self) -> str:
@@ -157,7 +149,7 @@ class ImdsEmulator:
         """
         server = self._running
         server.pause()
-        self._script.add(TOKEN_PATH, [wireserver_answer()] * wireserver)
+        self.script(*[_faults.wireserver()] * wireserver)
         server.resume_later(refused)
 
     # The machine
@@ -207,7 +199,7 @@ class ImdsEmulator:
                 math.inf: until `clear_faults`.
             path: The path whose requests are meant. Probes without the Metadata header count like any other.
         """
-        self._script.add(path, faults, None if seconds is None else self.now() + seconds)
+        self._imds.script.add(path, faults, None if seconds is None else self.now() + seconds)
 
     def random_faults(self, *faults: Fault, rate: float, seed: int) -> None:
         """From now on a share of the token requests meets one of these faults.
@@ -217,23 +209,23 @@ class ImdsEmulator:
             rate: The share, from 0 to 1.
             seed: The same seed gives the same sequence.
         """
-        self._script.at_random(faults, rate, seed)
+        self._imds.script.at_random(faults, rate, seed)
 
     def clear_faults(self) -> None:
         """Nothing goes wrong any more."""
-        self._script.clear()
+        self._imds.script.clear()
 
     @property
     def faults_left(self) -> int:
         """Scripted faults that no request has met yet."""
-        return self._script.left()
+        return self._imds.script.left()
 
     # The journal
 
     @property
     def requests(self) -> list[Request]:
         """Every request so far, probes and refused ones included; those for the key set are not counted."""
-        return self._journal.all()
+        return self._imds.journal.all()
 
     @property
     def token_requests(self) -> list[Request]:
@@ -242,7 +234,7 @@ class ImdsEmulator:
 
     def wait_for_requests(self, count: int, timeout: float = 10.0) -> list[Request]:
         """The requests so far, as soon as there are at least `count`; AssertionError after `timeout` seconds."""
-        return self._journal.wait_for(count, timeout)
+        return self._imds.journal.wait_for(count, timeout)
 
     def assert_requests(self, count: int, **query: str | None) -> list[Request]:
         """Fails unless exactly so many requests came; the message lists all that came.
@@ -254,39 +246,8 @@ class ImdsEmulator:
         Returns:
             The requests that were counted.
         """
-        return self._journal.check(count, query)
+        return self._imds.journal.check(count, query)
 
     def clear_requests(self) -> None:
         """Forgets the requests so far."""
-        self._journal.clear()
-
-    # What the server's thread runs
-
-    def _respond(self, received: Received) -> Steps:
-        now = self.now()
-        published = _discovery.answer(received)
-        if published is not None:
-            return ok(published.reply(now))
-        throttled = self._limits is not None and self._limits.refuses(received.path, now, self._in_flight)
-        fault = None if throttled else self._script.next(received.path, TOKEN_PATH, now)
-        answer = THROTTLED if throttled else self._answer(received, now)
-        reply = (answer if self._profile.is_imds else replace(answer, server=None)).reply(now)
-        if received.method == "HEAD":
-            reply = replace(reply, body=b"")
-        told = "429 (throttled)" if throttled else f"{reply.status}" if fault is None else describe(fault)
-        self._journal.add(Request(**vars(received), time=now, answered=told))
-        return self._played(reply, fault or ok)
-
-    def _played(self, reply: Reply, fault: Fault) -> Steps:
-        self._in_flight += 1
-        try:
-            if self._latency:
-                yield self._latency
-            yield from fault(reply)
-        finally:
-            self._in_flight -= 1
-
-    def _answer(self, received: Received, now: float) -> Answer:
-        if received.path == TOKEN_PATH:
-            return token_answer(received, self._machine, now)
-        return _instance.answer(received, self._profile) or WRONG_PATH
+        self._imds.journal.clear()

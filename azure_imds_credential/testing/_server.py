@@ -178,6 +178,12 @@ class Server:
         self._bound = self._bind()
         self.port: int = self._bound.getsockname()[1]
 
+    @property
+    def url(self) -> str:
+        """Base URL under which a client on this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 - what to dial instead
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
     def start(self) -> None:
         """Starts to answer; returns when the port accepts connections."""
         self._thread.start()
