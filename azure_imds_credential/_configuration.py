@@ -95,6 +95,7 @@ class Configuration:
                     clock=self.cache.clock,
                     wall_clock=self.cache.wall_clock,
                     random=self.cache.random,
+                    sleep=self.cache.sleep,
                 ),
                 flight.note,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,7 +48,7 @@ class Question(NamedTuple):
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     random: Callable[[], float]
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None]
 
 
 def ask(question: Question, progress: Callable[[e.ImdsError], None]) -> Outcome:

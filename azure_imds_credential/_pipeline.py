@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +34,15 @@ from urllib3.exceptions import HTTPError
 from ._answer import BODY_LIMIT, Reply, Silence
 from ._version import __version__
 
+# Imported by the transport in the middle of its first request. A fork at that moment would leave them half-imported in
+# the child for good, so they are imported here, where `_fork.imports` is held. Names that a release may drop.
+for _name in ("azure.core.rest._requests_basic", "encodings.idna", "encodings.utf_8_sig"):
+    with suppress(ImportError):
+        import_module(_name)
+
+# azure-core's own default would start a child process (`uname -p`, through platform.platform()).
+_USER_AGENT = f"azsdk-python-imds-credential/{__version__} Python/{platform.python_version()} ({sys.platform})"
+
 # What a transport may raise that means "no usable answer". Anything else is a bug, or a user's hook speaking.
 TRANSPORT_ERRORS = (AzureError, OSError, HTTPError, HTTPException)
 
@@ -42,7 +54,7 @@ def open_pipeline(attempts: HTTPPolicy[Any, Any], options: Mapping[str, Any]) ->
     A user's transport is neither opened nor closed.
     """
     policies = [
-        UserAgentPolicy(sdk_moniker=f"imds-credential/{__version__}", user_agent=options.get("user_agent")),
+        UserAgentPolicy(_USER_AGENT, user_agent=options.get("user_agent")),
         *options.get("per_call_policies", ()),
         attempts,
         *options.get("per_retry_policies", ()),

@@ -139,8 +139,9 @@ class TokenCache:
         clock: Callable[[], float] = boot_clock,
         wall_clock: Callable[[], float] = time.time,
         rand: Callable[[], float] = random.random,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.clock, self.wall_clock, self.random = clock, wall_clock, rand
+        self.clock, self.wall_clock, self.random, self.sleep = clock, wall_clock, rand, sleep
         self._slots: dict[tuple[str, Identity, str], Slot] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
