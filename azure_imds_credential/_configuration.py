@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from . import _fork
 from ._identity import identity_from
+from ._slot import Flight, Outcome, Slot
 from ._source import ManagedIdentitySource, source_and_evidence
-from ._token_cache import Flight, Outcome, Slot, TokenCache, Wish, process_cache
+from ._token_cache import TokenCache, Wish, process_cache
 from .exceptions import ImdsUnavailableError, let_chains_go_on
 
 if TYPE_CHECKING:

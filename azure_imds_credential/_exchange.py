@@ -23,7 +23,7 @@ from ._pipeline import (
     token_request,
 )
 from ._retry import Retry, next_delay
-from ._token_cache import Outcome
+from ._slot import Outcome
 
 if TYPE_CHECKING:
     from ._endpoint import Endpoint

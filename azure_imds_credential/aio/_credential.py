@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._claims import IdentityInfo, identity_info
 from .._configuration import Configuration, picklable, rebuilt
-from .._token_cache import Slot
+from .._slot import Slot
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
