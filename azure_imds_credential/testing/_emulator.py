@@ -149,7 +149,8 @@ class ImdsEmulator:
         """
         server = self._running
         server.pause()
-        self.script(*[_faults.wireserver()] * wireserver)
+        if wireserver:
+            self.script(*[_faults.wireserver()] * wireserver)
         server.resume_later(refused)
 
     # The machine
@@ -199,6 +200,8 @@ class ImdsEmulator:
                 math.inf: until `clear_faults`.
             path: The path whose requests are meant. Probes without the Metadata header count like any other.
         """
+        if not faults:
+            raise ValueError("a script needs at least one fault")
         self._imds.script.add(path, faults, None if seconds is None else self.now() + seconds)
 
     def random_faults(self, *faults: Fault, rate: float, seed: int) -> None:
