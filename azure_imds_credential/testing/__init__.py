@@ -14,16 +14,40 @@ if TYPE_CHECKING:
     from ._identities import SystemAssigned as SystemAssigned
     from ._identities import UserAssigned as UserAssigned
     from ._journal import Request as Request
+    from ._recordings import ReplayError as ReplayError
+    from ._recordings import UnsafeRecordingError as UnsafeRecordingError
+    from ._recordings import imds_vcr as imds_vcr
+    from ._scan import Finding as Finding
+    from ._scan import scan_recordings as scan_recordings
+    from ._vault import VaultDouble as VaultDouble
 
 _WHERE = {
+    "Finding": "_scan",
     "ImdsEmulator": "_emulator",
+    "ReplayError": "_recordings",
     "Request": "_journal",
     "SystemAssigned": "_identities",
+    "UnsafeRecordingError": "_recordings",
     "UserAssigned": "_identities",
+    "VaultDouble": "_vault",
     "imds_vcr": "_recordings",
+    "scan_recordings": "_scan",
 }
 
-__all__ = ["ImdsEmulator", "Request", "SystemAssigned", "UserAssigned", "faults", "forget_tokens", "imds_vcr"]
+__all__ = [
+    "Finding",
+    "ImdsEmulator",
+    "ReplayError",
+    "Request",
+    "SystemAssigned",
+    "UnsafeRecordingError",
+    "UserAssigned",
+    "VaultDouble",
+    "faults",
+    "forget_tokens",
+    "imds_vcr",
+    "scan_recordings",
+]
 
 
 def __getattr__(name: str) -> Any:
