@@ -25,12 +25,11 @@ class ManagedIdentitySource(Enum):
     MACHINE_LEARNING = "Azure Machine Learning"
 
 
-# The first row whose variables are all set wins. msal has the same order, and a test compares the two.
+# The first row whose variables are all set wins, empty ones too: msal looks at them so, and a test compares the two.
 _SOURCES = (
     (ManagedIdentitySource.SERVICE_FABRIC, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT")),
     (ManagedIdentitySource.APP_SERVICE, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER")),
     (ManagedIdentitySource.MACHINE_LEARNING, ("MSI_ENDPOINT", "MSI_SECRET")),
-    (ManagedIdentitySource.AZURE_ARC, ("IDENTITY_ENDPOINT", "IMDS_ENDPOINT")),
 )
 
 
@@ -44,9 +43,11 @@ def source_and_evidence(
     for source, variables in _SOURCES:
         if all(name in environ for name in variables):
             return source, variables
-    agent = _ARC_AGENTS.get(platform)
-    if agent and exists(os.path.expandvars(agent)):
-        return ManagedIdentitySource.AZURE_ARC, (os.path.expandvars(agent),)
+    if "IDENTITY_ENDPOINT" in environ and "IMDS_ENDPOINT" in environ:
+        if environ["IDENTITY_ENDPOINT"]:
+            return ManagedIdentitySource.AZURE_ARC, ("IDENTITY_ENDPOINT", "IMDS_ENDPOINT")
+    elif platform in _ARC_AGENTS and exists(os.path.expandvars(_ARC_AGENTS[platform])):
+        return ManagedIdentitySource.AZURE_ARC, (os.path.expandvars(_ARC_AGENTS[platform]),)
     if environ.get("AZUREPS_HOST_ENVIRONMENT", "").startswith("cloud-shell"):
         return ManagedIdentitySource.CLOUD_SHELL, ("AZUREPS_HOST_ENVIRONMENT",)
     return ManagedIdentitySource.IMDS, ()

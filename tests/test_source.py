@@ -1,0 +1,96 @@
+"""Which source the environment names."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import msal
+import pytest
+from msal import managed_identity as msal_sources
+
+from azure_imds_credential import ImdsCredential, ImdsUnavailableError, ManagedIdentitySource, detect_source
+from azure_imds_credential._source import source_and_evidence
+from azure_imds_credential.testing import ImdsEmulator
+
+VARIABLES = (
+    "IDENTITY_ENDPOINT",
+    "IDENTITY_HEADER",
+    "IDENTITY_SERVER_THUMBPRINT",
+    "IMDS_ENDPOINT",
+    "MSI_ENDPOINT",
+    "MSI_SECRET",
+    "AZUREPS_HOST_ENVIRONMENT",
+)
+
+MSAL_NAMES = {
+    ManagedIdentitySource.IMDS: msal_sources.DEFAULT_TO_VM,
+    ManagedIdentitySource.APP_SERVICE: msal_sources.APP_SERVICE,
+    ManagedIdentitySource.AZURE_ARC: msal_sources.AZURE_ARC,
+    ManagedIdentitySource.SERVICE_FABRIC: msal_sources.SERVICE_FABRIC,
+    ManagedIdentitySource.CLOUD_SHELL: msal_sources.CLOUD_SHELL,
+    ManagedIdentitySource.MACHINE_LEARNING: msal_sources.MACHINE_LEARNING,
+}
+
+
+@pytest.mark.parametrize("arc_agent", [False, True])
+def test_the_source_is_the_one_msal_would_take(monkeypatch: pytest.MonkeyPatch, arc_agent: bool) -> None:
+    """For every combination of the variables, empty ones included, our table and msal agree."""
+    monkeypatch.setattr(os.path, "exists", lambda path: arc_agent and "himds" in str(path))
+    values = dict.fromkeys(VARIABLES, ("", "x", "cloud-shell/1.0"))
+    for names in itertools.chain.from_iterable(itertools.combinations(VARIABLES, n) for n in range(len(VARIABLES) + 1)):
+        for index in range(3):
+            with pytest.MonkeyPatch.context() as patch:
+                for name in VARIABLES:
+                    patch.delenv(name, raising=False)
+                for name in names:
+                    patch.setenv(name, values[name][index])
+                assert (
+                    msal.managed_identity.get_managed_identity_source()
+                    is MSAL_NAMES[source_and_evidence(exists=os.path.exists)[0]]
+                ), names
+
+
+def test_imds_is_what_is_left() -> None:
+    """With no other source configured it is IMDS."""
+    assert detect_source() is ManagedIdentitySource.IMDS
+
+
+def test_the_arc_agent_is_looked_for_where_it_is_installed() -> None:
+    """The agent's file alone names Arc, on Linux and on Windows, and the file is what the error will show."""
+    for platform, file in (("linux", "himds"), ("win32", "himds.exe")):
+        found, evidence = source_and_evidence({}, platform, lambda path, file=file: path.endswith(file))  # type: ignore[misc] # binds the loop's value
+        assert found is ManagedIdentitySource.AZURE_ARC
+        assert Path(evidence[0].replace("\\", "/")).name == file
+    assert source_and_evidence({}, "darwin", lambda _: True)[0] is ManagedIdentitySource.IMDS
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"IDENTITY_ENDPOINT": "http://127.0.0.1:1", "IDENTITY_HEADER": "h"}, "App Service"),
+        ({"IDENTITY_ENDPOINT": "http://127.0.0.1:1", "IMDS_ENDPOINT": "http://127.0.0.1:2"}, "Azure Arc"),
+        (
+            {"IDENTITY_ENDPOINT": "https://127.0.0.1:1", "IDENTITY_HEADER": "h", "IDENTITY_SERVER_THUMBPRINT": "t"},
+            "Service Fabric",
+        ),
+        ({"MSI_ENDPOINT": "http://127.0.0.1:1", "MSI_SECRET": "s"}, "Azure Machine Learning"),
+        ({"AZUREPS_HOST_ENVIRONMENT": "cloud-shell/1.0"}, "Cloud Shell"),
+    ],
+)
+def test_another_source_is_said_plainly_and_nothing_is_sent(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str
+) -> None:
+    """The error names the source and the variables; neither IMDS nor the other source hears anything."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ImdsEmulator() as imds:
+        credential = ImdsCredential(endpoint=imds.endpoint)
+        with pytest.raises(ImdsUnavailableError) as caught:
+            credential.get_token("https://vault.azure.net/.default")
+        imds.assert_requests(0)
+    assert named in str(caught.value)
+    assert all(name in str(caught.value) for name in environment)
+    assert caught.value.attempts == 0
+    assert caught.value.hint
