@@ -11,6 +11,9 @@ $(VENV)/installed: setup.py setup.cfg azure_imds_credential/_version.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+demo: $(VENV)/installed
+	$(BIN)/python samples/demo.py
+
 test: lint
 	$(BIN)/python -m pytest
 

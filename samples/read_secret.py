@@ -13,11 +13,11 @@ from azure.keyvault.secrets import SecretClient
 from azure_imds_credential import ImdsCredential
 
 
-def main() -> str | None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for option in ("--vault-url", "--secret", "--client-id", "--object-id", "--resource-id", "--replay"):
         parser.add_argument(option, required=option in ("--vault-url", "--secret"))
-    options = vars(parser.parse_args())
+    options = vars(parser.parse_args(arguments))
     vault_url, secret, recording = (options.pop(name) for name in ("vault_url", "secret", "replay"))
     try:
         with ExitStack() as until_done:
@@ -33,9 +33,8 @@ def main() -> str | None:
             print(f"token expire at :  {now + life:%Y-%m-%d %H:%M:%S.%f}+00:00")
             print(f"secret {secret} :  {client.get_secret(secret).value}")
     except (AzureError, ValueError, OSError, AssertionError) as error:  # the last two come from a replay
-        return f"{type(error).__name__}: {error}"
-    return None
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

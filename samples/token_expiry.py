@@ -11,13 +11,13 @@ from azure_imds_credential import ImdsCredential
 from azure_imds_credential.exceptions import ImdsError
 
 
-def main() -> str | None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     identity = parser.add_mutually_exclusive_group()
     for option in ("--client-id", "--object-id", "--resource-id"):
         identity.add_argument(option, help="of a user-assigned identity")
     parser.add_argument("--replay", metavar="RECORDING")
-    options = vars(parser.parse_args())
+    options = vars(parser.parse_args(arguments))
     recording = options.pop("replay")
     try:
         with ExitStack() as until_done:
@@ -28,12 +28,11 @@ def main() -> str | None:
             credential = until_done.enter_context(ImdsCredential(**options))
             expires_on = credential.get_token("https://vault.azure.net/.default").expires_on
     except (ImdsError, ValueError, OSError, AssertionError) as error:  # the last two come from a replay
-        return f"{type(error).__name__}: {error}"
+        sys.exit(f"{type(error).__name__}: {error}")
     now = datetime.now(timezone.utc)
     life = timedelta(seconds=expires_on - int(now.timestamp()))
     print(f"token expire at :  {now + life:%Y-%m-%d %H:%M:%S.%f}+00:00")
-    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

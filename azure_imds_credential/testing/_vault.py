@@ -155,8 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(502, "this proxy takes CONNECT only")
             return
         vault = self.server.vault
-        vault.requests.append(f"GET {self.path}")
         status, body = vault.answer(self.path, self.headers.get("Authorization", ""))
+        vault.requests.append(f"GET {self.path} -> {status}")
         content = json.dumps(body, separators=(",", ":")).encode()
         self.send_response_only(status)
         for name, value in (
