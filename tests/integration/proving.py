@@ -1,0 +1,91 @@
+"""Tools that may be missing, commands, and Azure's clients in both colours."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import azure_imds_credential
+import azure_imds_credential.aio
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+INSTALL_SECONDS = 600  # for a registry on a slow day
+
+
+def lacking(reason: str) -> None:
+    """Fail in CI, where everything must be tried; skip elsewhere, where a tool may well be missing."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; CI tries everything", pytrace=False)
+    pytest.skip(reason)
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        lacking(f"there is no {name} on this machine")
+    assert path is not None
+    return path
+
+
+def run(*command: str | Path, seconds: float = INSTALL_SECONDS, **more: Any) -> str:
+    """Run a command to its end and return what it printed; its words are in the failure if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, **more)
+    assert done.returncode == 0, (
+        f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
+    return done.stdout
+
+
+class Colour:
+    """The sync or the async half of a package, so that one test reads the same for both."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.credential: Any = getattr(
+            azure_imds_credential if name == "sync" else azure_imds_credential.aio, "ImdsCredential"
+        )
+
+    def module(self, package: str) -> Any:
+        return import_module(package if self.name == "sync" else f"{package}.aio")
+
+    def run(self, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a story; sync clients are told in it as well, with nothing to wait for."""
+        asyncio.run(story())
+
+
+async def settled(value: Any) -> Any:
+    """What a client's method gave: awaited when it is awaitable, the end of it when it is a poller."""
+    if inspect.isawaitable(value):
+        value = await value
+    if hasattr(value, "result") and hasattr(value, "done"):
+        value = await settled(value.result())
+    return value
+
+
+async def listed(pages: Any) -> list[Any]:
+    return [one async for one in pages] if hasattr(pages, "__aiter__") else list(pages)
+
+
+def python(version: str) -> str:
+    """Path of a Python of that version: the one that runs this, one on the path, or one of pyenv's."""
+    if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
+        return sys.executable
+    places = [
+        shutil.which(f"python{version}"),
+        *sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python")),
+    ]
+    for place in places:
+        if place and subprocess.run([place, "--version"], capture_output=True, check=False).returncode == 0:
+            return str(place)
+    pytest.skip(f"there is no Python {version} on this machine")
