@@ -14,7 +14,7 @@ from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, VaultDou
 
 SAMPLES = Path(__file__).parent
 RECORDING = SAMPLES.parent / "recordings" / "system-assigned.yaml"
-OTHER_SOURCES = ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET")
+OTHER_SOURCES = {"IDENTITY_ENDPOINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "AZUREPS_HOST_ENVIRONMENT"}
 # A port on which nothing listens: were the replay ever to send its request to IMDS, it would not leave this machine.
 NOWHERE = "http://127.0.0.1:9"
 

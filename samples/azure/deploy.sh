@@ -121,50 +121,164 @@ fi
 
 # --- how az is called --------------------------------------------------------------------------------------------
 
-show() { # the call as it can be pasted into a shell; on standard output when it is all there is
-  local line
+patient='' # set for calls that need a role assigned moments ago
+
+# A role assignment takes up to 10 minutes to work: https://learn.microsoft.com/azure/role-based-access-control/troubleshooting
+# Until then Key Vault answers "Forbidden", which is waited for within --role-wait. Any other failure ends the run.
+call() { # ARGUMENTS...: the answer lands in $work/out
+  local line waited=0
   line=az$(printf ' %q' "$@")
-  if [[ -n $dry_run ]]; then printf '%s\n' "$line"; else printf '+ %s\n' "$line" >&2; fi
+  if [[ -n $dry_run ]]; then
+    printf '%s\n' "$line"
+    return
+  fi
+  printf '+ %s\n' "$line" >&2
+  until az "$@" </dev/null >"$work/out" 2>"$work/err"; do
+    if [[ -z $patient ]] || ! grep -q Forbidden "$work/err" || ((waited + ROLE_PAUSE > role_wait)); then
+      cat "$work/err" >&2
+      stop "'az $1 $2' failed${patient:+ after $waited s of waiting for the role (--role-wait $role_wait)}"
+    fi
+    say "the role does not work yet, asking again in $ROLE_PAUSE s"
+    sleep "$ROLE_PAUSE"
+    waited=$((waited + ROLE_PAUSE))
+  done
+  cat "$work/err" >&2
 }
 
-run_az() { az "$@" </dev/null; }
-
-make() { # a call that changes something
-  [[ -z $subscription ]] || set -- "$@" --subscription "$subscription"
-  set -- "$@" --output none --only-show-errors
-  show "$@"
-  [[ -n $dry_run ]] || run_az "$@" || stop "'az $1 $2' failed"
+make() { # ARGUMENTS...: a call that changes something; what az would print (a secret, even) is not wanted
+  call "$@" --output none --only-show-errors ${subscription:+--subscription "$subscription"}
 }
 
-ask() { # VARIABLE STAND-IN CALL...: a call that only reads; in a dry run the answer is the stand-in
+ask() { # VARIABLE STAND-IN ARGUMENTS...: a call that only reads; in a dry run its answer is the stand-in
   local variable=$1 answer=$2
   shift 2
-  [[ -z $subscription ]] || set -- "$@" --subscription "$subscription"
-  set -- "$@" --output tsv --only-show-errors
-  show "$@"
-  [[ -n $dry_run ]] || answer=$(run_az "$@") || stop "'az $1 $2' failed"
+  call "$@" --output tsv --only-show-errors ${subscription:+--subscription "$subscription"}
+  [[ -n $dry_run ]] || answer=$(<"$work/out")
   printf -v "$variable" '%s' "$answer"
 }
 
-ask_for() { # like ask, where no answer is an error
+need() { # like ask, where no answer is an error
   ask "$@"
   [[ -n ${!1} ]] || stop "'az $3 $4' has no answer"
 }
 
-# A role assignment takes up to 10 minutes to work: https://learn.microsoft.com/azure/role-based-access-control/troubleshooting
-# Until then Key Vault answers "Forbidden", which is waited for within --role-wait; any other failure ends the run.
-patiently() { # make|ask ARGUMENTS...
-  local waited=0
-  # A failing `stop` leaves only the subshell. Its variables would be lost too, so `ask` is repeated once it can work.
-  while [[ -z $dry_run ]]; do
-    ("$@") >"$work/out" 2>"$work/err" && break
-    if ! grep -q Forbidden "$work/err" || ((waited + ROLE_PAUSE > role_wait)); then
-      cat "$work/err" >&2
-      say "gave up after waiting ${waited} s for the role (--role-wait $role_wait)"
-      exit 1
-    fi
-    say "the role does not work yet, asked again in $ROLE_PAUSE s"
-    sleep "$ROLE_PAUSE"
-    waited=$((waited + ROLE_PAUSE))
-  done
+# --- what is made ------------------------------------------------------------------------------------------------
+
+deleted_vault() { # VARIABLE STAND-IN: the vault's name while it is deleted but not purged; only one of this group counts
+  ask "$1" "$2" keyvault list-deleted --resource-type vault \
+    --query "[?name=='$vault' && contains(properties.vaultId, '/resourceGroups/$group/')].name"
 }
+
+find_deployer() { # who writes the secret: a person, or the service principal of a pipeline
+  local kind name
+  need kind user account show --query user.type
+  deployer_type=User
+  if [[ $kind == user ]]; then
+    need deployer '<object id of the deployer>' ad signed-in-user show --query id
+  else
+    deployer_type=ServicePrincipal
+    need name '' account show --query user.name
+    need deployer '' ad sp show --id "$name" --query id
+  fi
+}
+
+make_group() {
+  local exists
+  ask exists false group exists --name "$group"
+  # Not made again where it exists: that would replace the tags of a group that is somebody else's.
+  [[ $exists == true ]] || make group create --name "$group" --location "$location" --tags "$TAG=$TAG_VALUE"
+}
+
+make_vm() {
+  local existing
+  make identity create --resource-group "$group" --name "$identity" --location "$location"
+  need identity_id '<resource id of the identity>' identity show --resource-group "$group" --name "$identity" --query id
+  ask existing '' vm list --resource-group "$group" --query "[?name=='$vm'].id"
+  [[ -n $existing ]] || make vm create --resource-group "$group" --name "$vm" --location "$location" \
+    --image "$IMAGE" --size "$vm_size" --storage-sku StandardSSD_LRS --security-type TrustedLaunch \
+    --authentication-type ssh --admin-username "$admin" --ssh-key-values "$ssh_key" \
+    --public-ip-sku Standard --nsg "$vm-nsg" --nsg-rule NONE --assign-identity '[system]'
+  make network nsg rule create --resource-group "$group" --nsg-name "$vm-nsg" --name ssh --priority 1000 \
+    --direction Inbound --access Allow --protocol Tcp --source-address-prefixes "$ssh_from" --destination-port-ranges 22
+  # Adds what is missing, so it also repairs a VM that lost an identity.
+  make vm identity assign --resource-group "$group" --name "$vm" --identities '[system]' "$identity_id"
+  need system_principal '<object id of the system-assigned identity>' \
+    vm show --resource-group "$group" --name "$vm" --query identity.principalId
+  need user_principal '<object id of the user-assigned identity>' \
+    identity show --resource-group "$group" --name "$identity" --query principalId
+}
+
+make_vault() {
+  local existing deleted
+  ask existing '' keyvault list --resource-group "$group" --query "[?name=='$vault'].id"
+  if [[ -z $existing ]]; then
+    deleted_vault deleted ''
+    # A deleted vault keeps its name, and its secrets, until it is purged or its retention ends.
+    if [[ -n $deleted ]]; then
+      make keyvault recover --name "$vault"
+    else
+      make keyvault create --resource-group "$group" --name "$vault" --location "$location" \
+        --enable-rbac-authorization true --retention-days 7
+    fi
+  fi
+  need vault_id '<resource id of the vault>' keyvault show --resource-group "$group" --name "$vault" --query id
+}
+
+give_role() { # ROLE OBJECT-ID TYPE: on this vault alone; az answers with the assignment where it exists
+  # With the type named, a principal that is not replicated yet is no error:
+  # https://learn.microsoft.com/azure/role-based-access-control/role-assignments-cli
+  make role assignment create --role "$1" --scope "$vault_id" --assignee-object-id "$2" --assignee-principal-type "$3"
+}
+
+write_secret() {
+  local existing
+  patient=yes
+  ask existing '' keyvault secret list --vault-name "$vault" --query "[?name=='$secret'].id"
+  # Written once: each write makes a new version.
+  if [[ -z $existing || $replace == yes ]]; then
+    make keyvault secret set --vault-name "$vault" --name "$secret" --file "$secret_file" --encoding utf-8
+  else
+    say "the secret '$secret' exists and stays (--replace yes writes it again)"
+  fi
+  patient=''
+}
+
+up() {
+  local deployer deployer_type identity_id system_principal user_principal vault_id
+  local address uri client_id
+  find_deployer
+  make_group
+  make_vm
+  make_vault
+  give_role "$SECRETS_OFFICER" "$deployer" "$deployer_type"
+  give_role "$SECRETS_USER" "$system_principal" ServicePrincipal
+  give_role "$SECRETS_USER" "$user_principal" ServicePrincipal
+  write_secret
+  need address '<address of the VM>' vm show --show-details --resource-group "$group" --name "$vm" --query publicIps
+  need uri '<address of the vault>' keyvault show --resource-group "$group" --name "$vault" --query properties.vaultUri
+  need client_id '<client id>' identity show --resource-group "$group" --name "$identity" --query clientId
+  [[ -n $dry_run ]] || cat <<VALUES
+IMDS_DEMO_HOST=$address
+IMDS_DEMO_ADMIN=$admin
+IMDS_DEMO_VAULT_URL=$uri
+IMDS_DEMO_SECRET=$secret
+IMDS_DEMO_CLIENT_ID=$client_id
+IMDS_DEMO_OBJECT_ID=$user_principal
+IMDS_DEMO_RESOURCE_ID=$identity_id
+VALUES
+}
+
+down() {
+  local exists tag deleted
+  ask exists true group exists --name "$group"
+  if [[ $exists == true ]]; then
+    ask tag "$TAG_VALUE" group show --name "$group" --query "tags.\"$TAG\""
+    [[ $tag == "$TAG_VALUE" ]] || wrong --group "'$group' was not made by this script: delete its resources yourself"
+    # With the group go the VM, the identities, the vault and the role assignments on it.
+    make group delete --name "$group" --yes
+  fi
+  deleted_vault deleted "$vault"
+  [[ -z $deleted ]] || make keyvault purge --name "$vault"
+}
+
+"$action"
