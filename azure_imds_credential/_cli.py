@@ -1,0 +1,146 @@
+"""The command `azure-imds`: the public API from a shell. Results go to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from . import _commands
+from ._commands import EXIT_CODES, FOUND, INTERRUPTED, USAGE, VAULT, CommandError
+from ._version import __version__
+from .exceptions import ImdsError
+
+_EPILOG = f"""\
+exit codes:
+  0    done; for doctor: the identity can be used
+  {FOUND}    scan found something that looks live
+  {USAGE}    wrong arguments, or an extra is not installed
+{"".join(f"  {code}    {cls.__name__}" + chr(10) for cls, code in EXIT_CODES.items())}\
+  {VAULT}    the vault refused or cannot be reached
+  {INTERRUPTED}  interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: What stands after the program's name; None for the arguments of the process.
+
+    Returns:
+        The exit code, as `azure-imds --help` lists them.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        result: _commands.Result = arguments.run(arguments)
+    except ImdsError as error:
+        return _failed(arguments.json, error, EXIT_CODES.get(type(error), USAGE), _commands.facts_of(error))
+    except CommandError as error:
+        return _failed(arguments.json, error, error.code, {"error": type(error).__name__, "message": str(error)})
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    print(json.dumps(result.facts, indent=2) if arguments.json else result.text)  # noqa: T201 # its job
+    return result.code
+
+
+def _failed(as_json: bool, error: Exception, code: int, facts: dict[str, object]) -> int:
+    if as_json:
+        print(json.dumps(facts, indent=2))  # noqa: T201 # its job
+    print(f"azure-imds: {error}", file=sys.stderr)  # noqa: T201 # its job
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="azure-imds",
+        description="Azure managed identity tokens from the Instance Metadata Service (IMDS).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=parents, allow_abbrev=False
+        )
+        added.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        added.set_defaults(run=getattr(_commands, name))
+        return added
+
+    token = command("token", "get a token and show its expiry and claims", _asking(90))
+    token.add_argument("scope", metavar="SCOPE", help="for example https://vault.azure.net/.default")
+    token.add_argument("--show-token", action="store_true", help="show the token too; whoever sees it can use it")
+    token.add_argument("--force-refresh", action="store_true", help="ask IMDS to bypass its own cache; it may not")
+
+    whoami = command("whoami", "say which identity the tokens of this machine speak for", _asking(90))
+    whoami.add_argument(
+        "--scope",
+        default="https://management.azure.com/.default",
+        help="what to get a token for (default: %(default)s)",
+    )
+
+    wait = command("wait", "wait until the identity can be used, for init containers and systemd units", _asking(300))
+    wait.add_argument(
+        "--scope",
+        default="https://management.azure.com/.default",
+        help="what to get a token for (default: %(default)s)",
+    )
+
+    doctor = command("doctor", "find out why there is no token, or what is remarkable where there is one", _asking(30))
+    doctor.add_argument(
+        "--scope",
+        default="https://management.azure.com/.default",
+        help="what to get a token for (default: %(default)s)",
+    )
+
+    secret = command("secret", "read a secret from a Key Vault", _asking(90))
+    secret.add_argument("vault_url", metavar="VAULT_URL", help="for example https://myvault.vault.azure.net")
+    secret.add_argument("name", metavar="NAME", help="name of the secret")
+
+    _add_emulate(command("emulate", "run an IMDS emulator until it is interrupted"))
+
+    scan = command("scan", "look for live-looking tokens and secrets in recordings")
+    scan.add_argument("paths", metavar="PATH", nargs="+", help="a recording, or a folder of them")
+
+    command("forget", "empty the token cache that processes of this user share on this machine")
+    return parser
+
+
+def _asking(timeout: float) -> argparse.ArgumentParser:
+    """The options of every command that asks IMDS."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="base URL of IMDS (default: AZURE_POD_IDENTITY_AUTHORITY_HOST, else http://169.254.169.254)",
+    )
+    which = parent.add_argument_group("identity", "at most one; with none the system-assigned identity is asked for")
+    which.add_argument("--client-id", metavar="GUID", help="client ID of a user-assigned identity")
+    which.add_argument("--object-id", metavar="GUID", help="object (principal) ID of a user-assigned identity")
+    which.add_argument("--resource-id", metavar="ARM_ID", help="ARM ID of a user-assigned identity")
+    parent.add_argument(
+        "--timeout", type=float, default=timeout, metavar="SECONDS", help="when to give up (default: %(default)g)"
+    )
+    return parent
+
+
+def _add_emulate(emulate: argparse.ArgumentParser) -> None:
+    emulate.add_argument("--host", default="127.0.0.1", help="IP address to listen on (default: %(default)s)")
+    emulate.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default: 0)")
+    emulate.add_argument("--profile", choices=("vm", "vmss", "aci", "aks"), default="vm", help="kind of machine")
+    emulate.add_argument("--no-identity", action="store_true", help="a machine without any identity")
+    emulate.add_argument("--system-assigned", action="store_true", help="a system-assigned identity")
+    emulate.add_argument(
+        "--user-assigned", action="append", default=[], metavar="NAME", help="a user-assigned identity; repeatable"
+    )
+    emulate.add_argument("--throttle", action="store_true", help="answer 429 beyond 20 requests a second and 5 at once")
+    emulate.add_argument(
+        "--from",
+        dest="source",
+        choices=("azure-cli",),
+        help="hand out real tokens of the developer's `az login` instead of fake ones",
+    )

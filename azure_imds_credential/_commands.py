@@ -1,0 +1,237 @@
+"""What the commands of `azure-imds` do. Each takes parsed arguments and returns facts, for people and for programs."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from . import exceptions as e
+from ._claims import IdentityInfo, claims_of
+from ._credential import ImdsCredential
+from ._source import ManagedIdentitySource, detect_source
+
+FOUND, USAGE, VAULT, INTERRUPTED = 1, 2, 9, 130  # 2 is argparse's own; 130 is what shells give for SIGINT
+EXIT_CODES: dict[type[e.ImdsError], int] = {
+    e.ImdsUnavailableError: 3,
+    e.IdentityUnavailableError: 4,
+    e.IdentityMismatchError: 5,
+    e.ImdsRequestError: 6,
+    e.ImdsThrottledError: 7,
+    e.ImdsServiceError: 8,
+}
+WAIT_EVERY = 5.0  # seconds between two questions of `wait`, ± 20 % so that the pods of a node drift apart
+# What passes by itself: IMDS that is not up yet or ill, a node that asks too much, an assignment on its way.
+_PASSING = (e.ImdsUnavailableError, e.IdentityUnavailableError, e.ImdsThrottledError, e.ImdsServiceError)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found out."""
+
+    facts: dict[str, Any]
+    text: str
+    code: int = 0
+
+
+class CommandError(Exception):
+    """A command cannot do its work, for a reason that has no class of its own."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The clocks of `wait`, so that tests need none."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    random: Callable[[], float] = field(default=random.random)
+
+
+def token(arguments: argparse.Namespace) -> Result:
+    """Get a token; show it only when asked to."""
+    credential = _credential(arguments)
+    if arguments.force_refresh:
+        credential.get_token(arguments.scope, force_refresh=True)
+    info = credential.get_token_info(arguments.scope)
+    claims = claims_of(info.token)
+    facts: dict[str, Any] = {"expires_on": info.expires_on, "refresh_on": info.refresh_on, "claims": claims}
+    rows = {"expires on": instant(info.expires_on), "refresh on": instant(info.refresh_on or info.expires_on)}
+    if arguments.show_token:
+        facts["token"] = rows["token"] = info.token
+    return Result(facts, table({**rows, **{f"claim {name}": value for name, value in claims.items()}}))
+
+
+def whoami(arguments: argparse.Namespace) -> Result:
+    """Say who the tokens speak for."""
+    identity = _credential(arguments).whoami(arguments.scope)
+    return Result(identity._asdict(), table(identity_rows(identity)))
+
+
+def wait(arguments: argparse.Namespace, clocks: Clocks | None = None) -> Result:
+    """Ask until there is a token. What does not pass by itself ends the wait at once."""
+    clocks = clocks or Clocks()
+    started, attempts = clocks.now(), 0
+    while True:
+        attempts += 1
+        left = arguments.timeout - (clocks.now() - started)
+        # One request per attempt, with a cache of its own: a remembered "nobody there" must not answer for 30 s.
+        credential = _credential(arguments, timeout=max(left, 1.0), retry_total=0)
+        try:
+            identity = credential.whoami(arguments.scope)
+            break
+        except e.ImdsError as error:
+            pause = WAIT_EVERY * (0.8 + 0.4 * clocks.random())
+            elapsed = clocks.now() - started
+            lasting = not isinstance(error, _PASSING) or detect_source() is not ManagedIdentitySource.IMDS
+            if lasting or elapsed + pause > arguments.timeout:
+                raise
+            _say(f"waiting since {elapsed:.0f} s, asked {attempts} times: {error}")
+            clocks.sleep(pause)
+    elapsed = clocks.now() - started
+    facts = {"usable": True, "attempts": attempts, "elapsed": round(elapsed, 3), "identity": identity._asdict()}
+    return Result(facts, f"The identity can be used, after {elapsed:.0f} s.\n{table(identity_rows(identity))}")
+
+
+def doctor(arguments: argparse.Namespace) -> Result:
+    """Look at the machine, ask IMDS once, and explain both."""
+    from ._doctor import examine
+
+    _credential(arguments)  # says what is wrong with the options
+    report = examine(
+        arguments.scope,
+        client_id=arguments.client_id,
+        object_id=arguments.object_id,
+        resource_id=arguments.resource_id,
+        endpoint=arguments.endpoint,
+        timeout=arguments.timeout,
+    )
+    code = 0 if report.error is None else EXIT_CODES.get(type(report.error), USAGE)
+    facts = {
+        "usable": report.error is None,
+        "findings": [finding._asdict() for finding in report.findings],
+        "identity": report.identity._asdict() if report.identity else None,
+        "error": facts_of(report.error) if report.error else None,
+    }
+    return Result(facts, str(report), code)
+
+
+def secret(arguments: argparse.Namespace) -> Result:
+    """Read a secret with Azure's own client."""
+    try:
+        from azure.core.exceptions import AzureError
+        from azure.keyvault.secrets import SecretClient
+    except ImportError as error:
+        raise CommandError("reading secrets needs `pip install 'azure-imds-credential[keyvault]'`") from error
+    with SecretClient(arguments.vault_url, _credential(arguments)) as client:
+        try:
+            found = client.get_secret(arguments.name)
+        except e.ImdsError:
+            raise
+        except AzureError as error:
+            raise CommandError(_vault_said(error), VAULT) from error
+    return Result({"name": found.name, "id": found.id, "value": found.value}, found.value or "")
+
+
+def emulate(arguments: argparse.Namespace) -> Result:
+    """Run the emulator until it is interrupted."""
+    raise NotImplementedError
+
+
+def scan(arguments: argparse.Namespace) -> Result:
+    """Look for what should not have been recorded."""
+    try:
+        from .testing import scan_recordings
+    except ImportError as error:
+        raise CommandError(_TESTING_EXTRA) from error
+    try:
+        findings = scan_recordings(arguments.paths)
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from error
+    facts = [
+        {"path": str(each.path), "where": each.where, "what": each.what, "excerpt": each.excerpt} for each in findings
+    ]
+    text = "\n".join(map(str, findings)) or "Nothing that looks live."
+    return Result({"findings": facts}, text, FOUND if findings else 0)
+
+
+def forget(_arguments: argparse.Namespace) -> Result:
+    """Empty the cache that processes share."""
+    from ._shared_cache import forget_shared_tokens
+
+    forget_shared_tokens()
+    return Result({"forgotten": True}, "The shared tokens of this user are gone.")
+
+
+_TESTING_EXTRA = "the testing kit needs `pip install 'azure-imds-credential[testing]'`"
+
+
+def facts_of(error: e.ImdsError) -> dict[str, Any]:
+    """Say everything an error knows, in a form that JSON has."""
+    names = (
+        "status", "error_code", "error_description", "endpoint", "identity", "resource", "attempts", "elapsed",
+        "request_id", "hint",
+    )  # fmt: skip
+    return {"error": type(error).__name__, "message": str(error), **{name: getattr(error, name) for name in names}}
+
+
+def identity_rows(identity: IdentityInfo) -> dict[str, object]:
+    """What of an identity is worth a line."""
+    rows: dict[str, object] = {
+        "client ID": identity.client_id,
+        "object ID": identity.object_id,
+        "tenant ID": identity.tenant_id,
+        "resource ID": identity.resource_id,
+        "audience": identity.audience,
+        "issued on": identity.issued_on and instant(identity.issued_on),
+        "expires on": identity.expires_on and instant(identity.expires_on),
+    }
+    return {name: "not in the token" if value is None else value for name, value in rows.items()}
+
+
+def table(rows: Mapping[str, object]) -> str:
+    """Align names and values."""
+    width = max(map(len, rows))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+def instant(epoch_seconds: float) -> str:
+    """Write a time as people read it, in UTC."""
+    return str(datetime.fromtimestamp(epoch_seconds, timezone.utc).replace(microsecond=0))
+
+
+def _credential(arguments: argparse.Namespace, **options: Any) -> ImdsCredential:
+    """Make a credential of a command's options; what is wrong with them is the user's to read, without a traceback."""
+    names = ("client_id", "object_id", "resource_id", "endpoint", "timeout")
+    try:
+        credential = ImdsCredential(**{**{name: getattr(arguments, name) for name in names}, **options})
+        if hasattr(arguments, "scope"):
+            with suppress(e.ImdsError):  # another source: asking for the token says so as well
+                credential.token_provider(arguments.scope)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    return credential
+
+
+def _vault_said(error: Exception) -> str:
+    """Explain a refusal of Key Vault; its own words come first."""
+    said = str(error).partition("\n")[0]
+    if getattr(error, "status_code", None) == 403:
+        return (
+            f"{said} Give the identity the role Key Vault Secrets User on the vault: `az role assignment create "
+            "--role 'Key Vault Secrets User' --assignee-object-id OBJECT_ID --scope VAULT_ID`. It takes minutes to act."
+        )
+    return said
+
+
+def _say(message: str) -> None:
+    print(f"azure-imds: {message}", file=sys.stderr, flush=True)  # noqa: T201 # progress is for standard error

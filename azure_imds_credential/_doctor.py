@@ -1,0 +1,246 @@
+"""Why is there no token? Looks at the machine, asks IMDS once, and says of each thing what it means and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+from . import exceptions as e
+from ._answer import excerpt
+from ._claims import IdentityInfo
+from ._credential import ImdsCredential
+from ._signs import Finding, Place, Surroundings, other_source, signs
+
+SKEW_SECONDS = 300  # from here on services refuse what a clock says; Entra and Kerberos both allow five minutes
+OLD_TOKEN_SECONDS = 3600  # an older token may not show an hour-old change
+_RETRIES = 2  # enough to tell a hiccup from a standing fault, without the patience of a program
+
+
+class Report(NamedTuple):
+    """What `examine` found. There is an error exactly when the identity cannot be used."""
+
+    findings: tuple[Finding, ...]
+    identity: IdentityInfo | None = None
+    error: e.ImdsError | None = None
+
+    def __str__(self) -> str:
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.level:8} {finding.check:12} {finding.says}")
+            if finding.level != "ok":
+                lines.append(f"{'':21} -> {finding.next}")
+        lines.append("The identity can be used." if self.error is None else "The identity cannot be used.")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Answers:
+    """What the answers to one question looked like, noted by a hook of the pipeline."""
+
+    wall_clock: Callable[[], float]
+    statuses: list[int] = field(default_factory=list)
+    server: str = ""
+    skew: float | None = None  # seconds by which our clock is ahead
+
+    def note(self, response: Any) -> None:
+        headers = response.http_response.headers
+        self.statuses.append(response.http_response.status_code)
+        self.server = excerpt(headers.get("Server") or "")
+        try:
+            self.skew = self.wall_clock() - parsedate_to_datetime(headers.get("Date") or "").timestamp()
+        except (TypeError, ValueError, OverflowError, IndexError):
+            self.skew = None
+
+
+def examine(
+    scope: str,
+    *,
+    client_id: str | None = None,
+    object_id: str | None = None,
+    resource_id: str | None = None,
+    endpoint: str | None = None,
+    timeout: float = 30.0,
+    around: Surroundings | None = None,
+) -> Report:
+    """Examine a machine.
+
+    Args:
+        scope: What to ask a token for.
+        client_id: As for `ImdsCredential`, like the next four.
+        object_id: See above.
+        resource_id: See above.
+        endpoint: See above.
+        timeout: See above.
+        around: What the machine shows; by default this one is looked at.
+    """
+    around = around or Surroundings(os.environ)
+    findings = list(signs(around, endpoint))
+    if other_source(around):
+        return Report(tuple(findings), error=e.ImdsUnavailableError(findings[0].says, hint=findings[0].next))
+    answers = _Answers(around.wall_clock)
+    identity, error = None, None
+    try:
+        # With a hook the credential has a cache of its own: IMDS is asked, whatever this process holds.
+        identity = ImdsCredential(
+            client_id=client_id,
+            object_id=object_id,
+            resource_id=resource_id,
+            endpoint=endpoint,
+            timeout=timeout,
+            retry_total=_RETRIES,
+            raw_response_hook=answers.note,
+        ).whoami(scope)
+    except e.ImdsError as raised:
+        error = raised
+    findings += [_reachable(answers, error, around), *_clock(answers), *_calm(answers, error)]
+    if error is not None and not isinstance(error, e.ImdsUnavailableError):
+        findings.append(_unusable(error))
+    if identity is not None:
+        named = client_id or object_id or resource_id
+        findings += [*_usable(identity, named=bool(named)), _age(identity, around.wall_clock())]
+    return Report(tuple(findings), identity, error)
+
+
+def _came_back(error: e.ImdsError) -> str:
+    """Take from a message what IMDS answered: it stands between what was asked and the hint."""
+    return str(error).partition(f" as {error.identity}: ")[2].removesuffix(error.hint or "").rstrip(" .")
+
+
+def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surroundings) -> Finding:
+    if not isinstance(error, e.ImdsUnavailableError):
+        if not answers.statuses and error is not None:
+            return Finding("reachable", "problem", f"No answer: {_came_back(error)}.", error.hint or "Try again later.")
+        who = f"its Server header says {answers.server}" if answers.server else "without a Server header"
+        return Finding("reachable", "ok", f"IMDS answers, {who}.")
+    if not answers.statuses:
+        return Finding("reachable", "problem", f"Nothing answers: {_came_back(error)}.", _way_to(around))
+    shown = f"{_came_back(error)}, Server: {answers.server or 'none'}"
+    said = (error.hint or "").partition("It said: ")[2]
+    if error.status == 403 and "169.254.169.254" in said:
+        return Finding(
+            "reachable",
+            "problem",
+            f"Docker Desktop answers in place of IMDS ({shown}): {said}",
+            "There is no IMDS here. Run `azure-imds emulate`, or use a credential for developers.",
+        )
+    if answers.server.startswith("Microsoft-IIS"):
+        return Finding(
+            "reachable",
+            "problem",
+            f"The host's WireServer answers ({shown}), as it does while IMDS restarts.",
+            "Try again in a minute; `azure-imds wait` does that.",
+        )
+    return Finding(
+        "reachable",
+        "problem",
+        f"Something that is not IMDS answers: a proxy, a portal, another cloud ({shown}). It said: {said or 'nothing'}",
+        "Find out what has that address: `ip route get 169.254.169.254`. Off Azure use another credential.",
+    )
+
+
+def _way_to(around: Surroundings) -> str:
+    """Say where to look for what keeps IMDS away, which depends on the machine."""
+    return {
+        Place.POD: "A network policy or AKS's IMDS restriction blocks pods. Use "
+        "azure.identity.WorkloadIdentityCredential, or allow egress to 169.254.169.254/32.",
+        Place.DOCKER_DESKTOP: "Docker Desktop has no IMDS: run `azure-imds emulate` on the host.",
+        Place.WSL: "WSL has no IMDS: run `azure-imds emulate`, or use azure.identity.AzureCliCredential.",
+        Place.CONTAINER: "Try from the host: if IMDS answers there, the container's network blocks 169.254.169.254.",
+        Place.AZURE_VM: "Look for a firewall rule (`iptables -S OUTPUT`), a VPN that took the route "
+        "(`ip route get 169.254.169.254`), or DHCP switched off on the primary network interface.",
+        Place.ELSEWHERE: "This is not Azure: use another credential, or `azure-imds emulate` to develop.",
+        Place.UNKNOWN: "If this is an Azure VM look for a firewall rule or a VPN; elsewhere use another credential.",
+    }[around.place()]
+
+
+def _clock(answers: _Answers) -> Iterator[Finding]:
+    if answers.skew is None:
+        return
+    if abs(answers.skew) < SKEW_SECONDS:
+        yield Finding("clock", "ok", f"Within {abs(answers.skew) + 1:.0f} s of the host's.")
+        return
+    direction = "ahead of" if answers.skew > 0 else "behind"
+    yield Finding(
+        "clock",
+        "note",
+        f"This machine's clock is {abs(answers.skew):.0f} s {direction} the host's. Tokens are held for the right time "
+        "nevertheless; TLS, logs and libraries that compare expiries will err.",
+        "Set the clock: `timedatectl status`, `chronyc tracking`.",
+    )
+
+
+def _calm(answers: _Answers, error: e.ImdsError | None) -> Iterator[Finding]:
+    """Say what went wrong on the way to an answer."""
+    refused = answers.statuses.count(429)
+    if refused:
+        yield Finding(
+            "throttling",
+            "problem" if isinstance(error, e.ImdsThrottledError) else "note",
+            f"{refused} of {len(answers.statuses)} requests got 429: somebody asks more than 20 times a second, or "
+            "more than 5 at once.",
+            "Find out who (`ss -tnp dst 169.254.169.254`), and share tokens: one process-wide cache, shared_cache=True "
+            "between processes.",
+        )
+    elif error is None:
+        yield Finding("throttling", "ok", "No 429.")
+    hiccups = [status for status in answers.statuses if status not in (200, 400, 429)]
+    if hiccups and error is None:
+        yield Finding(
+            "health",
+            "note",
+            f"IMDS answered {', '.join(map(str, hiccups))} before it gave a token: it is being updated, or ill.",
+            "Nothing, unless it lasts: this package repeats such requests.",
+        )
+
+
+def _unusable(error: e.ImdsError) -> Finding:
+    meaning = {
+        e.IdentityUnavailableError: "IMDS has no identity for this request",
+        e.IdentityMismatchError: "IMDS answered for somebody else",
+        e.ImdsRequestError: "IMDS or Entra refused the request itself",
+        e.ImdsThrottledError: "IMDS is asked too much",
+        e.ImdsServiceError: "IMDS is here, but ill",
+    }[type(error)]
+    several = error.hint is not None and error.hint.startswith("Name one")
+    return Finding(
+        "identities" if several else "identity",
+        "problem",
+        f"{meaning}: {_came_back(error)}.",
+        error.hint or "Try again later.",
+    )
+
+
+def _usable(identity: IdentityInfo, *, named: bool) -> Iterator[Finding]:
+    yield Finding(
+        "identity",
+        "ok",
+        f"A token for {identity.audience} speaks for client ID {identity.client_id}, object ID {identity.object_id}.",
+    )
+    if not named and "/userassignedidentities/" in (identity.resource_id or "").lower():
+        yield Finding(
+            "identities",
+            "note",
+            f"None was named, and IMDS gave the only user-assigned one, {identity.resource_id}. As soon as the machine "
+            "gets a second one, or one of its own, that answer changes.",
+            f"Name it: --client-id {identity.client_id}.",
+        )
+
+
+def _age(identity: IdentityInfo, now: float) -> Finding:
+    if identity.issued_on is None or identity.expires_on is None:
+        return Finding("token age", "note", "The token does not say when it was issued.", "Nothing: tokens are opaque.")
+    hours = (now - identity.issued_on) / 3600
+    if hours * 3600 < OLD_TOKEN_SECONDS:
+        return Finding("token age", "ok", f"Issued {hours * 60:.0f} min ago.")
+    # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/managed-identities-faq says so.
+    return Finding(
+        "token age",
+        "note",
+        f"Issued {hours:.1f} h ago: IMDS hands out the same token until it ends, in "
+        f"{(identity.expires_on - now) / 3600:.1f} h. It knows no group or app role that was given since.",
+        "For a new group or app role wait for the next token. A role assignment (Azure RBAC) is looked up by the "
+        "service: it acts within minutes, with the token as it is.",
+    )
