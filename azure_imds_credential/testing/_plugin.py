@@ -1,0 +1,117 @@
+"""The pytest plugin. Loaded with every pytest run, so nothing is imported before a fixture is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from azure_imds_credential import ImdsCredential
+
+    from ._emulator import ImdsEmulator
+
+# Whoever sets one of these asks for another token source than IMDS; azure-identity and msal read the same names.
+OTHER_SOURCES = (
+    "IDENTITY_ENDPOINT",
+    "IDENTITY_HEADER",
+    "IDENTITY_SERVER_THUMBPRINT",
+    "IMDS_ENDPOINT",
+    "MSI_ENDPOINT",
+    "MSI_SECRET",
+)
+MARKERS = (
+    "imds(**options): options of ImdsEmulator for the imds_emulator fixture, e.g. identities=[...], throttle=True",
+    "imds_recording(path): where the imds_recording fixture finds its recording, relative to the folder of the test",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the one switch that makes recordings."""
+    parser.getgroup("azure-imds-credential").addoption(
+        "--imds-record",
+        default="none",
+        choices=("none", "once", "new_episodes", "all"),
+        help="record mode of the imds_recording fixture (default: none, which replays and never records)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the markers."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.fixture
+def _no_tokens() -> Iterator[None]:
+    """Tokens of other tests are gone, and those of this test are not left behind."""
+    from . import forget_tokens
+
+    forget_tokens()
+    yield
+    forget_tokens()
+
+
+@pytest.fixture
+def _no_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names no other token source than IMDS."""
+    for name in OTHER_SOURCES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def imds_emulator(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _no_tokens: None, _no_other_source: None
+) -> Iterator[ImdsEmulator]:
+    """An IMDS of the test's own, which every credential that is not told otherwise asks.
+
+    `@pytest.mark.imds(...)` takes the options of `ImdsEmulator`. AZURE_POD_IDENTITY_AUTHORITY_HOST points to it, so
+    that code which makes its own credential needs no change, whether that is of this package or of azure-identity.
+    """
+    from . import ImdsEmulator
+
+    marker = request.node.get_closest_marker("imds")
+    options: dict[str, Any] = {} if marker is None else dict(marker.kwargs)
+    with ImdsEmulator(**options) as imds:
+        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+        yield imds
+
+
+@pytest.fixture
+def imds_credential(imds_emulator: ImdsEmulator) -> Iterator[ImdsCredential]:
+    """A credential without selector for the machine of `imds_emulator`."""
+    from azure_imds_credential import ImdsCredential
+
+    with ImdsCredential(endpoint=imds_emulator.endpoint) as credential:
+        yield credential
+
+
+@pytest.fixture
+def no_network(_no_tokens: None) -> Iterator[list[str]]:
+    """Loopback only, for the whole process: other addresses are refused, and so is the look-up of names.
+
+    Yields what was refused so far. The refusal is no Exception, so that no retry or fallback hides it.
+    """
+    from ._network import loopback_only
+
+    with loopback_only() as refused:
+        yield refused
+
+
+@pytest.fixture
+def imds_recording(request: pytest.FixtureRequest, _no_tokens: None) -> Iterator[Any]:
+    """Replays the recording of this test: recordings/MODULE/TEST.yaml beside the test, or what the marker names.
+
+    `pytest --imds-record=once` makes it, on a machine that has IMDS. Yields vcrpy's cassette.
+    """
+    from . import imds_vcr
+
+    mode: str = request.config.getoption("--imds-record")
+    marker = request.node.get_closest_marker("imds_recording")
+    named = f"recordings/{request.path.stem}/{request.node.name}.yaml" if marker is None else marker.args[0]
+    if mode == "none":
+        request.getfixturevalue("_no_other_source")
+    with imds_vcr(request.path.parent / named, record_mode=mode) as cassette:
+        yield cassette

@@ -1,0 +1,313 @@
+"""The emulator as a tool: tokens and their cache, clock, limits, journal, and the life of the server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jwt
+import pytest
+from raw_http import TOKEN_TARGET, exchange
+
+from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults
+
+NOON = 1_800_000_000.0
+
+
+@pytest.fixture
+def imds() -> Any:
+    """An emulator whose clock stands still."""
+    with ImdsEmulator(clock=lambda: NOON) as emulator:
+        yield emulator
+
+
+def ask(imds: ImdsEmulator, more: str = "", resource: str = "https://vault.azure.net") -> dict[str, str]:
+    answer = exchange(imds.endpoint, f"{TOKEN_TARGET.partition('&')[0]}&resource={resource}{more}")
+    assert answer.status == 200, answer.data
+    document: dict[str, str] = answer.json
+    return document
+
+
+def test_a_new_token_lasts_a_day(imds: ImdsEmulator) -> None:
+    """A new token is backdated by five minutes, ends after a day, and has 86399 s left when it arrives."""
+    token = ask(imds)
+    assert int(token["not_before"]) == NOON - 300
+    assert int(token["expires_on"]) == NOON + 86400
+    assert token["expires_in"] == token["ext_expires_in"] == "86399"
+
+
+def test_the_same_token_with_less_time_left(imds: ImdsEmulator) -> None:
+    """Until its end a token is handed out again: nothing but expires_in moves."""
+    first = ask(imds)
+    imds.advance(50_000)
+    later = ask(imds)
+    assert later == first | {"expires_in": str(86399 - 50_000)}
+    assert len(imds.tokens) == 1
+
+
+def test_a_token_that_ended_is_replaced(imds: ImdsEmulator) -> None:
+    """At its end a token makes room for a new one with a whole life, never for one without any time left."""
+    first = ask(imds)
+    imds.advance(86398)
+    assert ask(imds)["expires_in"] == "1"
+    imds.advance(1)
+    assert ask(imds)["expires_in"] == "86399"
+    assert imds.tokens[0] == first["access_token"] != imds.tokens[1]
+
+
+def test_when_a_token_is_renewed_can_be_chosen() -> None:
+    """With `renew_before`, a token is replaced so many seconds before its end; `token_lifetime` says when that is."""
+    with ImdsEmulator(clock=lambda: NOON, token_lifetime=3600, renew_before=600) as imds:
+        assert ask(imds)["expires_in"] == "3599"
+        imds.advance(2998)
+        assert ask(imds)["expires_in"] == "601"
+        imds.advance(1)
+        assert ask(imds)["expires_in"] == "3599"
+
+
+def test_one_token_for_each_identity_and_resource() -> None:
+    """Identity and resource, as written, are the key of the emulator's cache."""
+    other = UserAssigned()
+    with ImdsEmulator([SystemAssigned(), other]) as imds:
+        tokens = [
+            ask(imds)["access_token"],
+            ask(imds, resource="https://vault.azure.net/")["access_token"],
+            ask(imds, f"&client_id={other.client_id}")["access_token"],
+        ]
+        again = ask(imds, f"&object_id={other.object_id}")["access_token"]
+        assert len(set(tokens)) == 3
+        assert again == tokens[2]
+        assert imds.tokens == tokens
+
+
+def test_bypass_cache_gives_a_new_token(imds: ImdsEmulator) -> None:
+    """bypass_cache=true gives a new token even in the same second, and everybody gets that one from then on."""
+    old = ask(imds)["access_token"]
+    new = ask(imds, "&bypass_cache=true")["access_token"]
+    assert new != old
+    assert ask(imds)["access_token"] == new
+
+
+def test_renewed_tokens_are_new(imds: ImdsEmulator) -> None:
+    """`renew_tokens` makes the next answer carry a new token."""
+    old = ask(imds)["access_token"]
+    imds.renew_tokens()
+    assert ask(imds)["access_token"] != old
+
+
+def test_issue_token_gives_a_token_nobody_asked_for(imds: ImdsEmulator) -> None:
+    """A token of any identity can be had for an answer that is wrong on purpose; it counts as issued."""
+    stranger = UserAssigned("stranger")
+    token = imds.issue_token("https://vault.azure.net", stranger)
+    imds.script(faults.members(access_token=token, client_id=stranger.client_id))
+    assert ask(imds)["client_id"] == stranger.client_id
+    assert token in imds.tokens
+
+
+def test_any_validator_accepts_the_tokens() -> None:
+    """PyJWT's own JWKS client validates a token with nothing but the published configuration."""
+    with ImdsEmulator() as imds:
+        token = ask(imds, resource="api://my-api")["access_token"]
+        found = exchange(
+            imds.endpoint,
+            f"/{imds.tenant_id}/.well-known/openid-configuration",
+            {"Host": imds.endpoint[7:], "Connection": "close"},
+        ).json
+        key = jwt.PyJWKClient(found["jwks_uri"]).get_signing_key_from_jwt(token)
+        claims = jwt.decode(token, key, algorithms=["RS256"], audience="api://my-api", issuer=found["issuer"])
+        assert claims["tid"] == imds.tenant_id
+        assert imds.requests[1:] == []
+        assert found["jwks_uri"] == imds.jwks_uri
+        assert imds.openid_configuration_url.startswith(imds.endpoint)
+
+
+def test_a_forged_token_is_not_accepted(imds: ImdsEmulator) -> None:
+    """A token whose claims were changed does not fit the published key: the signatures are real."""
+    header, claims, signature = ask(imds)["access_token"].split(".")
+    flipped = claims[:-2] + ("AA" if claims[-2:] != "AA" else "BB")
+    key = jwt.PyJWKClient(imds.jwks_uri).get_signing_key_from_jwt(f"{header}.{claims}.{signature}")
+    with pytest.raises(jwt.InvalidSignatureError):
+        jwt.decode(f"{header}.{flipped}.{signature}", key, algorithms=["RS256"], audience="https://vault.azure.net")
+
+
+def test_twenty_requests_a_second() -> None:
+    """With `throttle`, the 21st request of a second is refused as IMDS does it: no Retry-After, invalid_request."""
+    with ImdsEmulator(throttle=True, clock=lambda: NOON) as imds:
+        statuses = [exchange(imds.endpoint).status for _ in range(22)]
+        assert statuses == [200] * 20 + [429] * 2
+        refused = exchange(imds.endpoint)
+        assert refused.json["error_description"] == "Temporarily throttled, too many requests"
+        assert refused.header("Retry-After") is None
+        imds.advance(1)
+        assert exchange(imds.endpoint).status == 200
+
+
+def test_five_requests_a_second_elsewhere() -> None:
+    """The other categories take 5 requests a second, counted apart."""
+    with ImdsEmulator(throttle=True, clock=lambda: NOON) as imds:
+        statuses = [exchange(imds.endpoint, "/metadata/versions").status for _ in range(6)]
+        assert statuses == [200] * 5 + [429]
+        assert exchange(imds.endpoint).status == 200
+
+
+def test_five_at_once() -> None:
+    """With `throttle`, the sixth request while five are being answered is refused; the five are not."""
+    with ImdsEmulator(throttle=True) as imds, ThreadPoolExecutor(5) as threads:
+        release = threading.Event()
+        imds.script(*[faults.hold(release)] * 5)
+        held = [threads.submit(exchange, imds.endpoint) for _ in range(5)]
+        imds.wait_for_requests(5)
+        assert exchange(imds.endpoint).status == 429
+        release.set()
+        assert [answer.result().status for answer in held] == [200] * 5
+        assert exchange(imds.endpoint).status == 200
+
+
+def test_no_limits_unless_asked(imds: ImdsEmulator) -> None:
+    """Without `throttle` any number of requests is answered."""
+    assert {exchange(imds.endpoint).status for _ in range(40)} == {200}
+
+
+def test_latency_makes_answers_take_time() -> None:
+    """`latency` delays every answer, side by side and not one after the other."""
+    with ImdsEmulator(latency=0.2) as imds, ThreadPoolExecutor(20) as threads:
+        with pytest.raises(TimeoutError):
+            exchange(imds.endpoint, timeout=0.05)
+        answers = list(threads.map(lambda _: exchange(imds.endpoint, timeout=3.5), range(20)))  # 20 x 0.2 s = 4 s
+    assert {answer.status for answer in answers} == {200}
+
+
+def test_the_journal_knows_what_came(imds: ImdsEmulator) -> None:
+    """A journal entry has method, path, query with all values, headers in any case, and the emulator's time."""
+    imds.advance(5)
+    exchange(imds.endpoint, "/metadata/x?a=1&a=2&b=", {"mEtadata": "true", "Connection": "close"})
+    (request,) = imds.requests
+    assert (request.method, request.path, request.time) == ("GET", "/metadata/x", NOON + 5)
+    assert request.query == {"a": ("1", "2"), "b": ("",)}
+    assert (request.param("a"), request.param("c")) == ("1", None)
+    assert (request.header("METADATA"), request.header("Accept")) == ("true", None)
+
+
+def test_probes_are_told_from_token_requests(imds: ImdsEmulator) -> None:
+    """`requests` has everything, `token_requests` what asked for a token with the header that probes leave out."""
+    exchange(imds.endpoint, TOKEN_TARGET, {"Connection": "close"})
+    exchange(imds.endpoint)
+    exchange(imds.endpoint, "/metadata/versions")
+    assert len(imds.requests) == 3
+    assert [request.header("Metadata") for request in imds.token_requests] == ["true"]
+
+
+def test_a_failed_count_shows_all_requests(imds: ImdsEmulator) -> None:
+    """The message of a failed assert says what was expected and lists all that came and what became of it."""
+    imds.script(faults.status(410))
+    exchange(imds.endpoint)
+    exchange(imds.endpoint, TOKEN_TARGET + "&client_id=abc", {"Connection": "close"})
+    with pytest.raises(AssertionError) as failure:
+        imds.assert_requests(1, client_id=None, resource="https://storage.azure.com")
+    lines = str(failure.value).splitlines()
+    assert lines[0] == (
+        "expected 1 IMDS request(s) with client_id=None, resource=https://storage.azure.com, found 0. All that came:"
+    )
+    assert lines[1].endswith(f"GET {TOKEN_TARGET} (Metadata: true) -> status 410")
+    assert lines[2].endswith("&client_id=abc (no Metadata header) -> 400")
+
+
+def test_counting_requests(imds: ImdsEmulator) -> None:
+    """`assert_requests` counts all requests, or those whose query has the given values, and gives them back."""
+    imds.assert_requests(0)
+    exchange(imds.endpoint)
+    exchange(imds.endpoint, TOKEN_TARGET + "&client_id=abc")
+    imds.assert_requests(2)
+    imds.assert_requests(1, client_id=None)
+    assert imds.assert_requests(1, client_id="abc", resource="https://vault.azure.net")[0].param("client_id") == "abc"
+    imds.clear_requests()
+    imds.assert_requests(0)
+    with pytest.raises(AssertionError, match=r"expected 1 or more IMDS request\(s\) within 0.01 s, found 0"):
+        imds.wait_for_requests(1, timeout=0.01)
+
+
+def test_emulators_do_not_share_anything() -> None:
+    """Several emulators run side by side, each with its own port, identities, tokens, faults and journal."""
+    with ImdsEmulator() as one, ImdsEmulator([UserAssigned()]) as two:
+        two.script(faults.status(500))
+        assert one.port != two.port
+        ask(one)
+        two.assert_requests(0)
+        assert two.tokens == []
+        assert exchange(two.endpoint).status == 500
+
+
+def test_a_hundred_at_once(imds: ImdsEmulator) -> None:
+    """Hundreds of connections that are open together all get their answer, and one token serves them all."""
+    with ThreadPoolExecutor(100) as threads:
+        answers = list(threads.map(lambda _: ask(imds)["access_token"], range(300)))
+    assert set(answers) == set(imds.tokens)
+    assert len(imds.tokens) == 1
+    imds.assert_requests(300)
+
+
+def test_close_frees_the_port_and_cuts_connections() -> None:
+    """After `close` nothing listens, open connections are over, and the port can be taken again; again is harmless."""
+    imds = ImdsEmulator().start()
+    port = imds.port
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\nMetadata: true\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        imds.close()
+        assert connection.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    imds.close()
+    with ImdsEmulator(port=port) as again:
+        assert again.port == port
+
+
+def test_an_emulator_that_is_not_running_says_so() -> None:
+    """The endpoint of an emulator that was not started is an error that says what to do."""
+    imds = ImdsEmulator()
+    with pytest.raises(RuntimeError, match="use it in a `with` block"):
+        _ = imds.endpoint
+    assert repr(imds) == "<ImdsEmulator vm not started>"
+    with imds:
+        assert repr(imds) == f"<ImdsEmulator vm {imds.endpoint}>"
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    """Two emulators cannot have the same port: the second says so when it starts."""
+    with ImdsEmulator() as imds, pytest.raises(OSError, match="in use"):
+        ImdsEmulator(port=imds.port).start()
+
+
+@pytest.mark.parametrize(("host", "dialled"), [("::1", "[::1]"), ("0.0.0.0", "127.0.0.1")])
+def test_other_addresses(host: str, dialled: str) -> None:
+    """IPv6 works, and the endpoint of a wildcard address is one that can be dialled."""
+    try:
+        imds = ImdsEmulator(host=host).start()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with imds:
+        assert imds.endpoint == f"http://{dialled}:{imds.port}"
+        assert exchange(imds.endpoint).status == 200
+
+
+def test_nothing_is_imported_before_it_is_used() -> None:
+    """Importing the kit, its emulator and its plugin loads neither cryptography nor vcrpy, msal or an HTTP stack."""
+    program = (
+        "import sys, azure_imds_credential.testing as t; t.ImdsEmulator; t.faults;"
+        "import azure_imds_credential.testing._plugin;"
+        "print(sorted({'cryptography', 'vcr', 'msal', 'requests', 'jwt'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_identities_are_the_same_in_every_run() -> None:
+    """Fake names are derived from the identity's own, so that failures look the same each time; any can be given."""
+    assert SystemAssigned() == SystemAssigned()
+    assert UserAssigned("a") == UserAssigned("a") != UserAssigned("b")
+    assert UserAssigned("a").resource_id.endswith("/Microsoft.ManagedIdentity/userAssignedIdentities/a")
+    assert UserAssigned("a", client_id="c", object_id="o", resource_id="r").client_id == "c"

@@ -1,0 +1,307 @@
+"""Everything that can go wrong on purpose, as it looks on the wire."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from raw_http import TOKEN_TARGET, Raw, exchange
+
+from azure_imds_credential.testing import ImdsEmulator, faults
+
+NOON = 1_800_000_000.0
+
+
+@pytest.fixture
+def imds() -> Any:
+    """An emulator whose clock stands still, so that every Date is the same."""
+    with ImdsEmulator(clock=lambda: NOON) as emulator:
+        yield emulator
+
+
+def met(imds: ImdsEmulator, fault: faults.Fault, **more: Any) -> Raw:
+    """What a client sees of a fault. Another answer follows it, to show that the fault hit one request only."""
+    imds.script(fault)
+    answer = exchange(imds.endpoint, **more)
+    assert imds.faults_left == 0
+    assert exchange(imds.endpoint).status == 200
+    return answer
+
+
+def test_any_status_with_any_body(imds: ImdsEmulator) -> None:
+    """A status comes with the body, the reason and the headers that were asked for; others stay IMDS's own."""
+    plain = met(imds, faults.status(410))
+    assert (plain.status_line, plain.body, plain.header("Content-Length")) == ("HTTP/1.1 410 Gone", b"", "0")
+    assert plain.header("Server") == "IMDS/150.870.65.1854"
+    assert plain.header("Retry-After") is None
+    text = met(imds, faults.status(599, "words", reason="Odd", headers={"Server": None, "X": "y"}))
+    assert (text.status_line, text.body) == ("HTTP/1.1 599 Odd", b"words")
+    assert text.header("Content-Type") == "text/plain; charset=utf-8"
+    assert (text.header("Server"), text.header("X")) == (None, "y")
+    mapped = met(imds, faults.status(400, {"error": "access_denied"}, headers={"Server": "nginx"}))
+    assert (mapped.body, mapped.header("Server")) == (b'{"error":"access_denied"}', "nginx")
+    assert met(imds, faults.status(599)).status_line == "HTTP/1.1 599 "
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"), [(2, "2"), (0.5, "0.5"), ("Fri, 15 Jan 2027 08:00:07 GMT", "Fri, 15 Jan 2027 08:00:07 GMT")]
+)
+def test_retry_after(imds: ImdsEmulator, given: Any, sent: str) -> None:
+    """Retry-After comes as seconds or as a date, before the Date header and with the order of the rest kept."""
+    answer = met(imds, faults.throttled(retry_after=given))
+    assert answer.status == 429
+    assert [name for name, _ in answer.headers] == [
+        "Content-Type",
+        "Server",
+        "x-ms-request-id",
+        "Retry-After",
+        "Date",
+        "Content-Length",
+    ]
+    assert answer.header("Retry-After") == sent
+
+
+def test_a_script_is_played_in_order(imds: ImdsEmulator) -> None:
+    """Faults of a script hit one request each, in order, `ok` lets one through, and then all is well."""
+    imds.script(faults.status(410), faults.ok, faults.throttled())
+    imds.script(faults.status(503))
+    assert imds.faults_left == 4
+    assert [exchange(imds.endpoint).status for _ in range(5)] == [410, 200, 429, 503, 200]
+
+
+def test_a_window_of_time(imds: ImdsEmulator) -> None:
+    """With `seconds`, all requests of that time of the emulator's clock meet the faults in turn."""
+    imds.script(faults.status(410), faults.status(404), seconds=70)
+    assert [exchange(imds.endpoint).status for _ in range(3)] == [410, 404, 410]
+    imds.advance(69.9)
+    assert exchange(imds.endpoint).status == 404
+    imds.advance(0.1)
+    assert exchange(imds.endpoint).status == 200
+
+
+def test_faults_until_they_are_cleared(imds: ImdsEmulator) -> None:
+    """A window without end lasts until `clear_faults`, which stops random ones as well."""
+    imds.script(faults.status(500), seconds=math.inf)
+    imds.random_faults(faults.status(503), rate=1, seed=1)
+    imds.advance(1e9)
+    assert exchange(imds.endpoint).status == 500
+    imds.clear_faults()
+    assert exchange(imds.endpoint).status == 200
+
+
+def test_faults_of_another_path(imds: ImdsEmulator) -> None:
+    """A fault for another path leaves token requests alone."""
+    imds.script(faults.status(500), path="/metadata/versions")
+    assert exchange(imds.endpoint).status == 200
+    assert exchange(imds.endpoint, "/metadata/versions").status == 500
+
+
+def test_random_faults_repeat_with_their_seed() -> None:
+    """The same seed gives the same sequence, another one another; the rate is about the share that goes wrong."""
+
+    def sequence(seed: int) -> list[int]:
+        with ImdsEmulator() as imds:
+            imds.random_faults(faults.status(500), faults.throttled(), rate=0.4, seed=seed)
+            return [exchange(imds.endpoint).status for _ in range(60)]
+
+    once, again, other = sequence(7), sequence(7), sequence(8)
+    assert once == again != other
+    assert {200, 429, 500} == set(once)
+    assert 10 <= sum(status != 200 for status in once) <= 38
+
+
+def test_an_empty_script_is_an_error(imds: ImdsEmulator) -> None:
+    """A script without faults is a mistake of the test and says so."""
+    with pytest.raises(ValueError, match="at least one fault"):
+        imds.script(seconds=5)
+
+
+def test_silence(imds: ImdsEmulator) -> None:
+    """A hanging answer never comes; the emulator ends at once all the same."""
+    imds.script(faults.hang)
+    with pytest.raises(TimeoutError):
+        exchange(imds.endpoint, timeout=0.1)
+    imds.assert_requests(1)
+
+
+def test_closing_ends_what_hangs() -> None:
+    """`close` does not wait for answers that hang, drip or are held back, nor for a restart that is not over."""
+    request = f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode()
+    with ImdsEmulator() as imds, ExitStack() as connections:
+        imds.script(faults.hang, faults.drip(60), faults.hold(threading.Event()))
+        for _ in range(3):
+            connections.enter_context(socket.create_connection(("127.0.0.1", imds.port))).sendall(request)
+        imds.wait_for_requests(3)
+        imds.restart(refused=60)
+        started = time.monotonic()
+        imds.close()
+        assert time.monotonic() - started < 5
+
+
+def test_a_held_answer_comes_when_it_is_let_go(imds: ImdsEmulator) -> None:
+    """An answer is held back until the test says so: concurrency without sleeping."""
+    release = threading.Event()
+    imds.script(faults.hold(release))
+    answers: list[Raw] = []
+    client = threading.Thread(target=lambda: answers.append(exchange(imds.endpoint)))
+    client.start()
+    imds.wait_for_requests(1)
+    assert exchange(imds.endpoint).status == 200
+    assert answers == []
+    release.set()
+    client.join()
+    assert answers[0].status == 200
+
+
+def test_a_slow_answer(imds: ImdsEmulator) -> None:
+    """A slow answer takes at least its time and is whole."""
+    imds.script(faults.slow(0.1))
+    started = time.monotonic()
+    assert exchange(imds.endpoint).status == 200
+    assert time.monotonic() - started >= 0.1
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_dripping(imds: ImdsEmulator, headers: bool) -> None:
+    """A dripping answer comes byte by byte, from the headers on or from the body on, and is right when whole."""
+    refused = {"Connection": "close"}  # the shortest answer there is
+    imds.script(faults.drip(0.0001, headers=headers))
+    dripped = exchange(imds.endpoint, headers=refused)
+    assert dripped.body == exchange(imds.endpoint, headers=refused).body
+    imds.script(faults.drip(60, headers=headers))
+    with pytest.raises(TimeoutError):
+        exchange(imds.endpoint, timeout=0.1)
+
+
+def test_endless_100_continue(imds: ImdsEmulator) -> None:
+    """100 Continue comes again and again and nothing after it, for as long as the client listens."""
+    imds.script(faults.endless_100_continue(0.001))
+    with socket.create_connection(("127.0.0.1", imds.port), 10) as connection:
+        connection.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode())
+        seen = b""
+        while len(seen) < 2000:
+            seen += connection.recv(4096)
+    assert set(seen.split(b"\r\n\r\n")[:-1]) == {b"HTTP/1.1 100 Continue"}
+
+
+@pytest.mark.parametrize("after", [0, 10, 250, -1])
+def test_resets(imds: ImdsEmulator, after: int) -> None:
+    """A reset is a reset (no orderly end), before the answer or in the middle of it."""
+    with pytest.raises(ConnectionResetError):
+        met(imds, faults.reset(after))
+    assert exchange(imds.endpoint).status == 200
+
+
+def test_what_other_servers_answer(imds: ImdsEmulator) -> None:
+    """HTML, redirects, WireServer and AAD Pod Identity carry no sign of IMDS beyond what the real ones do."""
+    html = met(imds, faults.html(403))
+    assert (html.status, html.header("Content-Type"), html.header("Server")) == (403, "text/html", None)
+    assert html.body.startswith(b"<html>")
+    redirect = met(imds, faults.redirect("http://elsewhere.example/"))
+    assert (redirect.status, redirect.header("Location")) == (307, "http://elsewhere.example/")
+    wireserver = met(imds, faults.wireserver())
+    assert (wireserver.status, wireserver.header("Server")) == (500, "Microsoft-IIS/10.0")
+    assert wireserver.header("Content-Type") == "text/plain; charset=utf-8"
+    nmi = met(imds, faults.nmi_no_identity())
+    assert (nmi.status, nmi.header("Server")) == (404, None)
+    localised = met(imds, faults.docker_desktop_403("Et forsøk ble gjort."))
+    assert localised.status_line.endswith("Et forsøk ble gjort.")
+
+
+def test_members_replaced_and_left_out(imds: ImdsEmulator) -> None:
+    """Members of the answer can be changed in type and value, added, or left out; the order of the rest stays."""
+    answer = met(imds, faults.members(expires_in=3600, client_id=None, extra=[1]))
+    assert list(answer.json) == [
+        "access_token",
+        "expires_in",
+        "expires_on",
+        "ext_expires_in",
+        "not_before",
+        "resource",
+        "token_type",
+        "extra",
+    ]
+    assert (answer.json["expires_in"], answer.json["extra"]) == (3600, [1])
+    assert answer.header("Content-Length") == str(len(answer.body))
+
+
+def test_other_framings(imds: ImdsEmulator) -> None:
+    """The same body in chunks, compressed, or under a length that is wrong in either direction."""
+    whole = exchange(imds.endpoint).body
+    chunked = met(imds, faults.chunked)
+    assert (chunked.header("Transfer-Encoding"), chunked.header("Content-Length")) == ("chunked", None)
+    pieces = chunked.body.split(b"\r\n")
+    assert pieces[-3:] == [b"0", b"", b""]
+    assert [int(size, 16) for size in pieces[:-3:2]] == [len(piece) for piece in pieces[1:-3:2]]
+    assert b"".join(pieces[1:-3:2]) == whole
+    compressed = met(imds, faults.gzipped)
+    assert compressed.header("Content-Encoding") == "gzip"
+    assert gzip.decompress(compressed.body) == whole
+    for more in (10, -10):
+        wrong = met(imds, faults.wrong_length(more))
+        assert int(wrong.header("Content-Length") or 0) == len(whole) + more
+        assert wrong.body == whole
+
+
+def test_a_fault_of_your_own(imds: ImdsEmulator) -> None:
+    """A generator function is a fault: it sees the reply that would have been and says what happens instead."""
+
+    def swapped_case(reply: faults.Reply) -> faults.Steps:
+        yield reply.with_body(reply.body.swapcase()).encode()
+        yield faults.End.CLOSE
+
+    assert met(imds, swapped_case, headers={"Metadata": "true"}).body.startswith(b'{"ACCESS_TOKEN":')
+    assert imds.requests[0].answered == "swapped_case"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_fault_that_fails_ends_its_connection(
+    imds: ImdsEmulator, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake in a fault of your own is logged and ends that connection instead of hanging the client."""
+
+    def broken(_reply: faults.Reply) -> faults.Steps:
+        if waits:
+            yield 0.01
+        raise ZeroDivisionError
+
+    imds.script(broken)
+    assert exchange(imds.endpoint).data == b""
+    assert "ZeroDivisionError" in caplog.text
+    assert exchange(imds.endpoint).status == 200
+
+
+def test_nothing_listens(imds: ImdsEmulator) -> None:
+    """Inside `down` connections are refused, open ones are cut, and the port is the same afterwards."""
+    imds.script(faults.hang)
+    with socket.create_connection(("127.0.0.1", imds.port), 10) as waiting:
+        waiting.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode())
+        imds.wait_for_requests(1)
+        with imds.down():
+            assert waiting.recv(1) == b""
+            with pytest.raises(ConnectionRefusedError):
+                exchange(imds.endpoint)
+    assert exchange(imds.endpoint).status == 200
+    assert imds.requests[0].answered == "hang"
+
+
+def test_a_restart(imds: ImdsEmulator) -> None:
+    """A restart refuses connections for a while, then another server answers with 500, then IMDS is back."""
+    imds.restart(refused=0.2, wireserver=2)
+    with pytest.raises(ConnectionRefusedError):
+        exchange(imds.endpoint)
+    statuses: list[int] = []
+    deadline = time.monotonic() + 10
+    while len(statuses) < 3:
+        try:
+            statuses.append(exchange(imds.endpoint).status)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "it never came back"
+            time.sleep(0.01)
+    assert statuses == [500, 500, 200]
