@@ -51,7 +51,9 @@ stop() { # MESSAGE: az failed; what it said stands above
   exit 1
 }
 
-say() { printf 'deploy.sh: %s\n' "$1" >&2; }
+say() { # MESSAGE
+  printf 'deploy.sh: %s\n' "$1" >&2
+}
 
 # --- options -----------------------------------------------------------------------------------------------------
 
@@ -98,7 +100,7 @@ must --identity "$identity" '[A-Za-z0-9][A-Za-z0-9_-]{2,127}' 'a name of 3 to 12
 must --secret "$secret" '[A-Za-z0-9-]{1,127}' 'a name of at most 127 letters, digits and hyphens'
 must --replace "$replace" 'yes|no' 'yes or no'
 must --ssh-from "$ssh_from" '\*|[0-9a-fA-F.:]+(/[0-9]{1,3})?' 'an address, an address range such as 203.0.113.7/32, or *'
-must --role-wait "$role_wait" '[0-9]{1,5}' 'a number of seconds'
+must --role-wait "$role_wait" '0|[1-9][0-9]{0,4}' 'a number of seconds'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -113,6 +115,8 @@ if [[ $action == up ]]; then
   else
     [[ -f $secret_file && -r $secret_file && -s $secret_file ]] || wrong --secret-file "'$secret_file' is missing or empty"
   fi
+  # az stores the file as it is, and `echo` ends it with a line break.
+  [[ -n $dry_run || -n $(tail -c 1 "$secret_file") ]] || say "the secret's value ends with a line break, which becomes part of it"
   [[ -f $ssh_key && -r $ssh_key ]] || wrong --ssh-key "'$ssh_key' cannot be read"
   # A private key given by mistake would be sent to Azure.
   grep -qE '^(ssh-(rsa|ed25519)) ' "$ssh_key" || wrong --ssh-key "'$ssh_key' is not a public key of type RSA or Ed25519"
@@ -123,11 +127,19 @@ fi
 
 patient='' # set for calls that need a role assigned moments ago
 
+quoted() { # ARGUMENTS...: as they can be pasted into a shell; printf %q differs between versions of bash
+  local argument escaped="'\\''"
+  for argument; do
+    [[ $argument =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || argument="'${argument//\'/$escaped}'"
+    printf ' %s' "$argument"
+  done
+}
+
 # A role assignment takes up to 10 minutes to work: https://learn.microsoft.com/azure/role-based-access-control/troubleshooting
 # Until then Key Vault answers "Forbidden", which is waited for within --role-wait. Any other failure ends the run.
 call() { # ARGUMENTS...: the answer lands in $work/out
   local line waited=0
-  line=az$(printf ' %q' "$@")
+  line=az$(quoted "$@")
   if [[ -n $dry_run ]]; then
     printf '%s\n' "$line"
     return
@@ -154,6 +166,7 @@ ask() { # VARIABLE STAND-IN ARGUMENTS...: a call that only reads; in a dry run i
   shift 2
   call "$@" --output tsv --only-show-errors ${subscription:+--subscription "$subscription"}
   [[ -n $dry_run ]] || answer=$(<"$work/out")
+  [[ $answer != None ]] || answer='' # how az writes null as text
   printf -v "$variable" '%s' "$answer"
 }
 
@@ -174,7 +187,7 @@ find_deployer() { # who writes the secret: a person, or the service principal of
   need kind user account show --query user.type
   deployer_type=User
   if [[ $kind == user ]]; then
-    need deployer '<object id of the deployer>' ad signed-in-user show --query id
+    need deployer DEPLOYER_OBJECT_ID ad signed-in-user show --query id
   else
     deployer_type=ServicePrincipal
     need name '' account show --query user.name
@@ -192,7 +205,7 @@ make_group() {
 make_vm() {
   local existing
   make identity create --resource-group "$group" --name "$identity" --location "$location"
-  need identity_id '<resource id of the identity>' identity show --resource-group "$group" --name "$identity" --query id
+  need identity_id IDENTITY_RESOURCE_ID identity show --resource-group "$group" --name "$identity" --query id
   ask existing '' vm list --resource-group "$group" --query "[?name=='$vm'].id"
   [[ -n $existing ]] || make vm create --resource-group "$group" --name "$vm" --location "$location" \
     --image "$IMAGE" --size "$vm_size" --storage-sku StandardSSD_LRS --security-type TrustedLaunch \
@@ -202,9 +215,9 @@ make_vm() {
     --direction Inbound --access Allow --protocol Tcp --source-address-prefixes "$ssh_from" --destination-port-ranges 22
   # Adds what is missing, so it also repairs a VM that lost an identity.
   make vm identity assign --resource-group "$group" --name "$vm" --identities '[system]' "$identity_id"
-  need system_principal '<object id of the system-assigned identity>' \
+  need system_principal SYSTEM_OBJECT_ID \
     vm show --resource-group "$group" --name "$vm" --query identity.principalId
-  need user_principal '<object id of the user-assigned identity>' \
+  need user_principal IDENTITY_OBJECT_ID \
     identity show --resource-group "$group" --name "$identity" --query principalId
 }
 
@@ -221,7 +234,7 @@ make_vault() {
         --enable-rbac-authorization true --retention-days 7
     fi
   fi
-  need vault_id '<resource id of the vault>' keyvault show --resource-group "$group" --name "$vault" --query id
+  need vault_id VAULT_RESOURCE_ID keyvault show --resource-group "$group" --name "$vault" --query id
 }
 
 give_role() { # ROLE OBJECT-ID TYPE: on this vault alone; az answers with the assignment where it exists
@@ -254,9 +267,9 @@ up() {
   give_role "$SECRETS_USER" "$system_principal" ServicePrincipal
   give_role "$SECRETS_USER" "$user_principal" ServicePrincipal
   write_secret
-  need address '<address of the VM>' vm show --show-details --resource-group "$group" --name "$vm" --query publicIps
-  need uri '<address of the vault>' keyvault show --resource-group "$group" --name "$vault" --query properties.vaultUri
-  need client_id '<client id>' identity show --resource-group "$group" --name "$identity" --query clientId
+  need address VM_ADDRESS vm show --show-details --resource-group "$group" --name "$vm" --query publicIps
+  need uri VAULT_URL keyvault show --resource-group "$group" --name "$vault" --query properties.vaultUri
+  need client_id IDENTITY_CLIENT_ID identity show --resource-group "$group" --name "$identity" --query clientId
   [[ -n $dry_run ]] || cat <<VALUES
 IMDS_DEMO_HOST=$address
 IMDS_DEMO_ADMIN=$admin
