@@ -172,11 +172,11 @@ class Server:
         self._respond = respond
         self._open: set[asyncio.Transport] = set()
         self._listener: asyncio.Server | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="imds-emulator", daemon=True)
         self._family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         self._bound = self._bind()
         self.port: int = self._bound.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="imds-emulator", daemon=True)
 
     @property
     def url(self) -> str:
