@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ._identity import Identity
 from ._retry import Retry
 
 BODY_LIMIT = 1 << 20  # bytes; real answers have about 2,000 (imds: 1,669 and 1,906 seen)
+BROKE_OFF = "the answer broke off"
 EXCERPT_LIMIT = 200  # characters of a foreign answer that an error may show
 LONGEST_LIFE = 366 * 86400.0  # seconds; managed identity tokens live 24 h today, so this only excludes nonsense
 
@@ -26,7 +28,8 @@ LONGEST_LIFE = 366 * 86400.0  # seconds; managed identity tokens live 24 h today
 _RESTART_STATUSES = {408, 410, 429, 500, 502, 503, 504}
 
 _TOKEN = re.compile(r"[!-~]+")  # what fits into an Authorization header: no spaces, no control characters
-_SECRETS = re.compile(r'("(?:access|refresh|id)_token"\s*:\s*")[^"]*|[A-Za-z0-9_\-.+/=]{40,}')
+_SECRETS = re.compile(r'("(?:access|refresh|id)_token"\s*:\s*")[^"]*|([A-Za-z0-9_\-.+/=]{40,})')
+_SECRET_PIECE = re.compile(r"[A-Za-z0-9_\-+=]{40}")  # in a host name, a path or an ARM ID something ends sooner
 
 
 class Reply(NamedTuple):
@@ -86,116 +89,108 @@ def judge(reply: Reply | Silence, identity: Identity, resource: str, *, seen: bo
 
     status, headers = reply.status, reply.headers
     payload = _json_object(reply.body)
-    code, description = payload.get("error"), payload.get("error_description")
+    token, code, description = (payload.get(name) for name in ("access_token", "error", "error_description"))
     in_shape = isinstance(code, str) and isinstance(description, str)
-    is_imds = headers.get("server", "").startswith("IMDS/") or in_shape or isinstance(payload.get("access_token"), str)
-    known = Verdict(
-        None,
-        f"{status} {excerpt(code)}: {excerpt(description)}"
-        if in_shape
-        else f"{status}{reply.fault and ', '}{reply.fault}",
-        is_imds=is_imds,
-        status=status,
-        code=excerpt(code) if isinstance(code, str) else None,
-        description=excerpt(description) if isinstance(description, str) else None,
-        request_id=excerpt(headers["x-ms-request-id"]) if "x-ms-request-id" in headers else None,
-        retry_after=_seconds_to_wait(headers.get("retry-after"), now),
-    )
+    is_imds = headers.get("server", "").startswith("IMDS/") or in_shape or isinstance(token, str)
+    if status == 200 and isinstance(token, str) and _TOKEN.fullmatch(token):
+        life = _life(payload, headers, now)
+        if 0 < life <= LONGEST_LIFE:
+            other = mismatch(payload, token, identity, resource)
+            if not other:
+                return Verdict(None, "200 with a token", is_imds=True, access_token=token, life=life)
+            return _known(reply, payload, now)._replace(
+                error=e.IdentityMismatchError, came_back=f"200 with a token {other}", is_imds=True
+            )
+    known = _known(reply, payload, now)._replace(is_imds=is_imds)
+
+    worth_a_retry = status in _RESTART_STATUSES or (is_imds and (status == 404 or status >= 500))
+    if 300 <= status < 400 or (reply.body is None and not worth_a_retry):
+        # Never followed, never kept. A connection that broke may hold next time; a redirect or a huge body is no fault.
+        broke = reply.body is None and reply.fault == BROKE_OFF
+        ours = is_imds or (broke and seen)  # what the body would have shown is lost: no reason for a chain to go on
+        return known._replace(
+            error=e.ImdsServiceError if ours else e.ImdsUnavailableError,
+            retry=Retry.ONCE if ours and broke else Retry.NEVER,
+        )
     if not is_imds:
         known = known._replace(excerpt=excerpt((reply.body or b"").decode("utf-8", "replace")) or None)
-
-    if 300 <= status < 400 or reply.body is None:
-        # Never followed, never kept. A connection that broke may hold next time; a redirect or a huge body is no fault.
-        again = Retry.ONCE if is_imds and reply.fault == "the answer broke off" else Retry.NEVER
-        return known._replace(error=e.ImdsServiceError if is_imds else e.ImdsUnavailableError, retry=again)
-    if is_imds:
-        return _from_imds(known, payload, identity, resource, headers, now)
-    if status in _RESTART_STATUSES:
-        if seen:
-            return known._replace(error=_when_given_up(status), retry=_again(status))
-        return known._replace(error=e.ImdsUnavailableError, retry=Retry.STRANGER)
-    return known._replace(error=e.ImdsUnavailableError)
-
-
-def _from_imds(
-    known: Verdict, payload: dict[str, Any], identity: Identity, resource: str, headers: Mapping[str, str], now: float
-) -> Verdict:
-    """Read the rows of the table that begin with "from IMDS"."""
-    status = known.status or 0
-    if status == 200:
-        token, life = payload.get("access_token"), _life(payload, headers, now)
-        if isinstance(token, str) and _TOKEN.fullmatch(token) and life is not None and 0 < life <= LONGEST_LIFE:
-            other = mismatch(payload, token, identity, resource)
-            if other:
-                return known._replace(error=e.IdentityMismatchError, came_back=f"200 with a token {other}")
-            return known._replace(came_back="200 with a token", access_token=token, life=life)
-    if status == 400 and known.code == "invalid_request" and "error_codes" not in payload:
+        if status not in _RESTART_STATUSES:
+            return known._replace(error=e.ImdsUnavailableError)
+        if not seen:
+            return known._replace(error=e.ImdsUnavailableError, retry=Retry.STRANGER)
+    if status == 400 and code == "invalid_request" and not {"error_codes", "trace_id"} & payload.keys():
         return known._replace(error=e.IdentityUnavailableError)
-    if status == 404 or status in _RESTART_STATUSES or 500 <= status < 600:
-        return known._replace(error=_when_given_up(status), retry=_again(status))
+    if status == 429:
+        return known._replace(error=e.ImdsThrottledError, retry=Retry.THROTTLED)
+    if status == 410:
+        return known._replace(error=e.ImdsServiceError, retry=Retry.GONE)
+    if status in (404, 408) or 500 <= status < 600:
+        return known._replace(error=e.ImdsServiceError, retry=Retry.TRANSIENT)
     if 400 <= status < 500:
         return known._replace(error=e.ImdsRequestError)
     return known._replace(error=e.ImdsServiceError, came_back=f"{status} without a usable token", retry=Retry.ONCE)
 
 
-def _again(status: int) -> Retry:
-    return {410: Retry.GONE, 429: Retry.THROTTLED}.get(status, Retry.TRANSIENT)
-
-
-def _when_given_up(status: int) -> type[e.ImdsError]:
-    return e.ImdsThrottledError if status == 429 else e.ImdsServiceError
+def _known(reply: Reply, payload: Mapping[str, Any], now: float) -> Verdict:
+    """Keep of an answer that is no token what an error may show."""
+    code, description = (
+        excerpt(payload[name]) if isinstance(payload.get(name), str) else None
+        for name in ("error", "error_description")
+    )
+    words = f" {code}: {description}" if code and description else f"{reply.fault and ', '}{reply.fault}"
+    return Verdict(
+        None,
+        f"{reply.status}{words}",
+        status=reply.status,
+        code=code,
+        description=description,
+        request_id=excerpt(reply.headers["x-ms-request-id"]) if "x-ms-request-id" in reply.headers else None,
+        retry_after=_seconds_to_wait(reply.headers.get("retry-after"), now),
+    )
 
 
 def mismatch(payload: Mapping[str, Any], token: str, identity: Identity, resource: str) -> str:
-    """Say for whom else the answer is, or "". What the answer leaves out is unknown, never a mismatch."""
-    answered = payload.get("resource")
-    if isinstance(answered, str) and answered and not _same(answered, resource):
-        return f"for the resource {excerpt(answered)!r}"
-    if identity.kind == "system-assigned":
-        return ""
-    claims = claims_of(token)
-    answered = {
-        "client_id": payload.get("client_id") or claims.get("appid") or claims.get("azp"),
-        "object_id": claims.get("oid"),
-        "resource_id": claims.get("xms_mirid"),
-    }[identity.kind]
-    if isinstance(answered, str) and answered and not _same(answered, identity.value or ""):
-        return f"for the {identity.kind} {excerpt(answered)!r}"
+    """Say for whom else the answer is, or "". What the answer leaves out is unknown, never a mismatch.
+
+    Compared as Azure does: the case of GUIDs and ARM IDs and one trailing slash do not count.
+    """
+    pairs = [("resource", resource, [payload.get("resource")])]
+    if identity.value is not None:
+        told = [payload.get("client_id")] if identity.kind == "client_id" else []
+        if not (told and told[0]):
+            claims = claims_of(token)
+            names = {"client_id": ("appid", "azp"), "object_id": ("oid",), "resource_id": ("xms_mirid",)}
+            told = [claims.get(name) for name in names[identity.kind]]
+        pairs.append((identity.kind, identity.value, told))
+    for name, asked, told in pairs:
+        answered = next((each for each in told if isinstance(each, str) and each), asked)
+        if answered.casefold().removesuffix("/") != asked.casefold().removesuffix("/"):
+            return f"for the {name} {excerpt(answered)!r}"
     return ""
 
 
-def _same(one: str, other: str) -> bool:
-    """Compare as Azure does: the case of GUIDs and ARM IDs and one trailing slash do not count."""
-    return one.casefold().removesuffix("/") == other.casefold().removesuffix("/")
+def _life(payload: Mapping[str, Any], headers: Mapping[str, str], now: float) -> float:
+    """Seconds the token has left: the server's own difference, so that the guest's clock does not matter.
 
-
-def _life(payload: Mapping[str, Any], headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds the token has left: the server's own difference, so that the guest's clock does not matter."""
-    try:
-        expires_in, expires_on = _number(payload.get("expires_in")), _number(payload.get("expires_on"))
-    except ValueError:
-        return None
-    if expires_in is None:
-        return None if expires_on is None else expires_on - now
-    date = _epoch(headers.get("date"))
-    if expires_on is None or date is None:
-        return expires_in
-    return min(expires_in, expires_on - date)
-
-
-def _number(value: object) -> float | None:
-    """Read a count of seconds, which comes as string, int or float."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(type(value).__name__)
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise ValueError("too large") from error
-    if not math.isfinite(number):
-        raise ValueError("not finite")
-    return number
+    Numbers come as strings, ints and floats. 0 for what makes no sense.
+    """
+    given: dict[str, float] = {}
+    for name in ("expires_in", "expires_on"):
+        value = payload.get(name)
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            return 0
+        try:
+            given[name] = float(value)
+        except (ValueError, OverflowError):
+            return 0
+    if not all(map(math.isfinite, given.values())):
+        return 0
+    date = _epoch(headers["date"]) if len(given) == 2 and "date" in headers else None
+    if date is not None:
+        return min(given["expires_in"], given["expires_on"] - date)
+    return given["expires_in"] if "expires_in" in given else given.get("expires_on", now) - now
 
 
 def _seconds_to_wait(retry_after: str | None, now: float) -> float | None:
@@ -209,10 +204,14 @@ def _seconds_to_wait(retry_after: str | None, now: float) -> float | None:
 
 
 def _epoch(date: str | None) -> float | None:
+    if date is None:
+        return None
     try:
-        return None if date is None else parsedate_to_datetime(date).timestamp()
+        parsed = parsedate_to_datetime(date)
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
+    # HTTP's dates are in GMT (RFC 9110, section 5.6.7); without a zone Python would take this machine's.
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _json_object(body: bytes | None) -> dict[str, Any]:
@@ -227,4 +226,14 @@ def _json_object(body: bytes | None) -> dict[str, Any]:
 def excerpt(text: object) -> str:
     """Keep what may be shown of a foreign text: printable, on one line, without anything that looks like a token."""
     shown = "".join(c if c.isprintable() else " " for c in str(text)[: 10 * EXCERPT_LIMIT])
-    return " ".join(_SECRETS.sub(r"\1[removed]", shown).split())[:EXCERPT_LIMIT]
+    return " ".join(without_secrets(shown).split())[:EXCERPT_LIMIT]
+
+
+def without_secrets(text: str) -> str:
+    """Take out whatever looks like a token."""
+
+    def replacement(found: re.Match[str]) -> str:
+        member, run = found.groups()
+        return f"{member or ''}[removed]" if run is None or _SECRET_PIECE.search(run) else run
+
+    return _SECRETS.sub(replacement, text)

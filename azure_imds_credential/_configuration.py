@@ -5,19 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
-from . import _fork
+from ._freshness import Slot
 from ._identity import identity_from
-from ._slot import Flight, Outcome, Slot
 from ._source import ManagedIdentitySource, source_and_evidence
-from ._token_cache import TokenCache, Wish, process_cache
+from ._token_cache import TokenCache, process_cache
 from .exceptions import ImdsUnavailableError, let_chains_go_on
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 ENDPOINT_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
@@ -75,33 +71,6 @@ class Configuration:
             let_chains_go_on(error)
             raise error
         return self.cache.slot(self.endpoint, self.identity, resource)
-
-    def steps(
-        self, slot: Slot, scopes: tuple[str, ...], *, forced: bool
-    ) -> Generator[tuple[Future[Outcome | None], float], None, None]:
-        """Say what a caller must wait for until the slot holds its token."""
-        resource = resource_from(scopes)
-
-        def ask(flight: Flight) -> Outcome:
-            with _fork.imports:
-                from . import _exchange
-            return _exchange.ask(
-                _exchange.Question(
-                    endpoint=slot.endpoint,
-                    identity=self.identity,
-                    resource=resource,
-                    deadline=flight.deadline,
-                    options=self.options,
-                    bypass_cache=flight.forced,
-                    clock=self.cache.clock,
-                    wall_clock=self.cache.wall_clock,
-                    random=self.cache.random,
-                    sleep=self.cache.sleep,
-                ),
-                flight.note,
-            )
-
-        return self.cache.steps(slot, Wish(self.timeout, self.wait_for_identity, forced, ask))
 
 
 def resource_from(scopes: tuple[str, ...]) -> str:

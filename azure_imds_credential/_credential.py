@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ._claims import IdentityInfo, identity_info
 from ._configuration import Configuration, picklable, rebuilt
-from ._slot import Slot
+from ._fork import imports
+from ._freshness import Slot
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
     from typing_extensions import Self
 
@@ -126,9 +125,12 @@ class ImdsCredential:
         return slot.info  # type: ignore[return-value] # a filled slot has one
 
     def _filled(self, scopes: tuple[str, ...], *, forced: bool) -> Slot:
+        with imports:
+            from concurrent.futures import wait
+
         slot = self._configuration.slot(scopes)
-        for future, seconds in self._configuration.steps(slot, scopes, forced=forced):
-            _wait(future, seconds)
+        for future, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
+            wait((future,), min(seconds, TIMEOUT_MAX))
         self._slots[scopes] = slot
         return slot
 
@@ -170,9 +172,3 @@ class ImdsCredential:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._configuration.identity}, endpoint={self._configuration.endpoint!r})"
-
-
-def _wait(future: Future[Any], seconds: float) -> None:
-    from concurrent.futures import wait
-
-    wait((future,), min(seconds, TIMEOUT_MAX))

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import msal
 from azure.core.pipeline.policies import HTTPPolicy
+from azure.core.rest import HttpRequest
 
 from . import exceptions as e
-from ._answer import Verdict, judge
+from ._answer import BODY_LIMIT, BROKE_OFF, Reply, Silence, Verdict, judge
 from ._hints import hint_for, plainly_not_azure
-from ._identity import Identity
-from ._pipeline import (
-    TRANSPORT_ERRORS,
-    open_pipeline,
-    read_reply,
-    request_options,
-    silence,
-    token_request,
-)
+from ._pipeline import TRANSPORT_ERRORS, build_pipeline, silence
 from ._retry import Retry, next_delay
-from ._slot import Outcome
+from ._token_cache import Outcome
 
 if TYPE_CHECKING:
-    from ._endpoint import Endpoint
+    from ._freshness import Slot, Surroundings
+    from ._identity import Identity
+    from ._token_cache import Flight
 
 # What IMDS's team asks of SDKs (https://github.com/Azure/azure-sdk-for-net/issues/31452): it survives one lost SYN.
 CONNECT_SECONDS = 3.0
@@ -36,62 +33,38 @@ READ_SECONDS = 20.0  # a real IMDS answers within one; while it asks Entra it ma
 _logger = logging.getLogger("azure_imds_credential")
 
 
-class Question(NamedTuple):
-    """What is asked, of whom, and by when."""
-
-    endpoint: Endpoint
-    identity: Identity
-    resource: str
-    deadline: float  # of `clock`
-    options: Mapping[str, Any]
-    bypass_cache: bool
-    clock: Callable[[], float]
-    wall_clock: Callable[[], float]
-    random: Callable[[], float]
-    sleep: Callable[[float], None]
-
-
-def ask(question: Question, progress: Callable[[e.ImdsError], None]) -> Outcome:
-    """Ask IMDS for a token, again and again as `_retry` says, until the deadline.
+def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundings) -> Outcome:
+    """Ask IMDS for a token, again and again as `_retry` says, until the flight's deadline.
 
     Args:
-        question: What to ask.
-        progress: Is told the error of each failed attempt, for callers whose time ends before the exchange does.
+        slot: Whom to ask, for which identity and resource.
+        flight: Is told the error of each failed attempt.
+        options: The credential's pipeline options.
+        world: Clocks, randomness and sleep.
     """
-    conversation = _Conversation(question, progress)
-    client = msal.ManagedIdentityClient(_for_msal(question.identity), http_client=conversation, http_cache={})
+    conversation = _Conversation(slot, flight, options, world)
+    client = msal.ManagedIdentityClient(_for_msal(slot.identity), http_client=conversation, http_cache={})
     try:
-        result = client.acquire_token_for_client(resource=question.resource)
+        access_token = client.acquire_token_for_client(resource=slot.resource)["access_token"]
+        outcome = Outcome(access_token, conversation.sent_at + conversation.verdict.life)
     except e.ImdsError as error:
         error.__traceback__ = error.__context__ = None  # frames hold answers, and answers hold tokens
         outcome = Outcome(error=error, absent=conversation.verdict.absent, out_of_time=conversation.out_of_time)
-    else:
-        outcome = Outcome(result["access_token"], conversation.sent_at + conversation.verdict.life)
-    conversation.log(outcome)
+    facts = {
+        "imds_identity": f"{slot.identity}",
+        "imds_resource": slot.resource,
+        "imds_outcome": "token" if outcome.error is None else type(outcome.error).__name__,
+        "imds_attempts": conversation.attempts,
+        "imds_milliseconds": round(1000 * (world.clock() - conversation.started)),
+        "imds_expires_in": round(outcome.expires_at - world.clock()) if outcome.error is None else None,
+    }
+    _logger.info(
+        "IMDS: identity=%(imds_identity)s resource=%(imds_resource)s outcome=%(imds_outcome)s "
+        "attempts=%(imds_attempts)d milliseconds=%(imds_milliseconds)d expires_in=%(imds_expires_in)s",
+        facts,
+        extra=facts,
+    )
     return outcome
-
-
-def _for_msal(identity: Identity) -> msal.SystemAssignedManagedIdentity | msal.UserAssignedManagedIdentity:
-    if identity.value is None:
-        return msal.SystemAssignedManagedIdentity()
-    return msal.UserAssignedManagedIdentity(**{identity.kind: identity.value})
-
-
-class _Answered:
-    """The response that msal reads: only a good answer gets this far, so it holds nothing but what msal needs."""
-
-    status_code = 200
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, verdict: Verdict, resource: str) -> None:
-        self.text = json.dumps(
-            {
-                "access_token": verdict.access_token,
-                "expires_in": max(1, int(verdict.life)),  # msal takes 0 for a missing member
-                "resource": resource,
-                "token_type": "Bearer",
-            }
-        )
 
 
 class _Conversation(HTTPPolicy[Any, Any]):
@@ -101,134 +74,131 @@ class _Conversation(HTTPPolicy[Any, Any]):
     raises our errors through msal.
     """
 
-    def __init__(self, question: Question, progress: Callable[[e.ImdsError], None]) -> None:
-        self.question = question
-        self.progress = progress
-        self.started = self.sent_at = question.clock()
+    def __init__(self, slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundings) -> None:
+        self.slot, self.flight, self.options, self.world = slot, flight, options, world
+        self.started = self.sent_at = world.clock()
         self.attempts = 0
         self.verdict = Verdict(e.ImdsServiceError, "nothing was sent")
         self.out_of_time = False
 
-    def get(self, _url: str, *, params: Mapping[str, str], headers: Mapping[str, str]) -> _Answered:
-        """Carry msal's request to our endpoint (msal reads the environment, where another thread may write)."""
-        question = self.question
+    def get(self, _url: str, *, params: Mapping[str, str], headers: Mapping[str, str]) -> SimpleNamespace:
+        """Carry msal's request to our endpoint (msal reads the environment, where another thread may write).
+
+        What msal gets to read is only ever a good answer, put in its terms.
+        """
         if headers.get("Metadata") != "true" or "X-IDENTITY-HEADER" in headers:
-            raise e.ImdsUnavailableError(
-                "the environment began to name another token source while a token was asked for"
-            )
-        if question.bypass_cache:
-            params = {**params, "bypass_cache": "true"}
-        with open_pipeline(self, question.options) as pipeline:
-            pipeline.run(
-                token_request(question.endpoint.url, params, headers),
-                **request_options(question.endpoint.url, question.options),
-            )
-        return _Answered(self.verdict, question.resource)
+            raise e.ImdsUnavailableError("The environment began to name another token source while IMDS was asked.")
+        bypass = {"bypass_cache": "true"} if self.flight.forced else {}
+        request = HttpRequest(
+            "GET",
+            f"{self.slot.endpoint.url}/metadata/identity/oauth2/token",
+            params={**params, **bypass},
+            headers={**headers, "Accept-Encoding": "identity"},  # so that its size is what it says
+        )
+        pipeline, transport, per_request = build_pipeline(self, self.slot.endpoint.url, self.options)
+        with transport:
+            pipeline.run(request, **per_request)
+        token = {"access_token": self.verdict.access_token, "expires_in": max(1, int(self.verdict.life))}
+        return SimpleNamespace(status_code=200, headers={}, text=json.dumps(token))
 
     def close(self) -> None:
         """Do nothing: the connection ended with `get`. msal asks for the method."""
 
     def send(self, request: Any) -> Any:
         """Repeat the attempt until it brings a token, deserves no other, or the time is up."""
-        question = self.question
+        world, deadline = self.world, self.flight.deadline
         trouble, troubled_since, done = Retry.NEVER, self.started, 0
+        limit = self.options.get("retry_total")
         while True:
             response = self._attempt(request)
-            verdict, now = self.verdict, question.clock()
+            verdict, now = self.verdict, world.clock()
             if verdict.error is None:
                 return response
-            if verdict.status == 400 and "bypass_cache=" in request.http_request.url:
+            if verdict.status == 400 and "&bypass_cache=true" in request.http_request.url:
                 # The parameter is documented, its effect is not: an IMDS that refuses it still has a token.
                 request.http_request.url = request.http_request.url.replace("&bypass_cache=true", "")
                 continue
             if verdict.retry is not trouble:
                 trouble, troubled_since, done = verdict.retry, now, 0
-            limit = question.options.get("retry_total")
             delay = None
             if limit is None or self.attempts <= limit:
-                delay = next_delay(trouble, done, now - troubled_since, verdict.retry_after, question.random)
+                delay = next_delay(trouble, done, now - troubled_since, verdict.retry_after, world.random)
             error = self._error()
-            self.progress(error)
+            self.flight.troubles.append(error)
             if delay is None:
                 raise error
-            if now + delay >= question.deadline:
+            if now + delay >= deadline:
                 self.out_of_time = True
                 raise error
             done += 1
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.came_back, extra={"imds_retry_delay": delay})
-            question.sleep(delay)
+            world.sleep(delay)
 
     def _attempt(self, request: Any) -> Any:
         """Send once and judge what came back."""
-        question, endpoint = self.question, self.question.endpoint
-        response = None
-        if not endpoint.gate.enter(self, question.deadline):
-            self.out_of_time = True
-            self.verdict = Verdict(e.ImdsServiceError, "five other requests of this process kept IMDS busy")
-            raise self._error()
+        world, endpoint, options = self.world, self.slot.endpoint, self.options
+        self.attempts += 1
+        self.sent_at = world.clock()
+        left = max(0.001, self.flight.deadline - self.sent_at)
+        connect = CONNECT_SECONDS_ELSEWHERE if plainly_not_azure() and not endpoint.seen else CONNECT_SECONDS
+        request.context.options.update(
+            connection_timeout=min(connect, left, options.get("connection_timeout", connect)),
+            read_timeout=min(READ_SECONDS, left, options.get("read_timeout", READ_SECONDS)),
+        )
+        response, body, fault = None, bytearray(), ""
+        reply: Reply | Silence
         try:
-            self.attempts += 1
-            self.sent_at = now = question.clock()
-            left = max(0.001, question.deadline - now)
-            connect, read = self._timeouts()
-            request.context.options.update(connection_timeout=min(connect, left), read_timeout=min(read, left))
             response = self.next.send(request)
-            reply: Any = read_reply(response.http_response, lambda: question.clock() >= question.deadline)
+            answer = response.http_response
+            try:
+                for chunk in answer.iter_bytes():
+                    body += chunk
+                    if len(body) > BODY_LIMIT:
+                        fault = f"more than {BODY_LIMIT} bytes"
+                        break
+                    if world.clock() >= self.flight.deadline:
+                        fault = "still dripping when the time was up"
+                        break
+            except (*TRANSPORT_ERRORS, ValueError):  # azure-core trips over a Content-Length that is no number
+                fault = BROKE_OFF
+            finally:
+                with suppress(*TRANSPORT_ERRORS):
+                    answer.close()  # what was not read would keep the connection of a user's transport
+            headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
+            reply = Reply(answer.status_code, headers, None if fault else bytes(body), fault)
         except TRANSPORT_ERRORS as error:
             reply = silence(error)
-        finally:
-            endpoint.gate.leave(self)
-        self.verdict = judge(reply, question.identity, question.resource, seen=endpoint.seen, now=question.wall_clock())
+        self.verdict = judge(reply, self.slot.identity, self.slot.resource, seen=endpoint.seen, now=world.wall_clock())
         if self.verdict.is_imds:
             endpoint.seen = True
-        if self.verdict.error and question.clock() >= question.deadline - 0.05:
+        if self.verdict.error and world.clock() >= self.flight.deadline - 0.05:
             # A wait that the deadline cut short is no sign of absence.
             self.out_of_time = True
             self.verdict = self.verdict._replace(absent=False)
         return response
 
-    def _timeouts(self) -> tuple[float, float]:
-        options = self.question.options
-        usual = (
-            CONNECT_SECONDS_ELSEWHERE if plainly_not_azure() and not self.question.endpoint.seen else CONNECT_SECONDS
-        )
-        connect = min(usual, options.get("connection_timeout", usual))
-        return connect, min(READ_SECONDS, options.get("read_timeout", READ_SECONDS))
-
     def _error(self) -> e.ImdsError:
         """Build the error of the last attempt: what was asked of whom, what came back, what to do next."""
-        verdict, question = self.verdict, self.question
-        hint = hint_for(verdict, question.identity)
+        verdict, slot = self.verdict, self.slot
+        hint = hint_for(verdict, slot.identity)
         cls = verdict.error or e.ImdsServiceError
         return cls(
-            f"No token for {question.resource}, asked of {question.endpoint.url} as {question.identity}: "
+            f"No token for {slot.resource}, asked of {slot.endpoint.url} as {slot.identity}: "
             f"{verdict.came_back}. {hint}",
             status=verdict.status,
             error_code=verdict.code,
             error_description=verdict.description,
-            endpoint=question.endpoint.url,
-            identity=str(question.identity),
-            resource=question.resource,
+            endpoint=slot.endpoint.url,
+            identity=str(slot.identity),
+            resource=slot.resource,
             attempts=self.attempts,
-            elapsed=question.clock() - self.started,
+            elapsed=self.world.clock() - self.started,
             request_id=verdict.request_id,
             hint=hint,
         )
 
-    def log(self, outcome: Outcome) -> None:
-        """Write the one line of this exchange."""
-        question = self.question
-        facts = {
-            "imds_identity": str(question.identity),
-            "imds_resource": question.resource,
-            "imds_outcome": "token" if outcome.error is None else type(outcome.error).__name__,
-            "imds_attempts": self.attempts,
-            "imds_milliseconds": round(1000 * (question.clock() - self.started)),
-            "imds_expires_in": round(outcome.expires_at - question.clock()) if outcome.error is None else None,
-        }
-        _logger.info(
-            "IMDS: identity=%(imds_identity)s resource=%(imds_resource)s outcome=%(imds_outcome)s "
-            "attempts=%(imds_attempts)d milliseconds=%(imds_milliseconds)d expires_in=%(imds_expires_in)s",
-            facts,
-            extra=facts,
-        )
+
+def _for_msal(identity: Identity) -> msal.SystemAssignedManagedIdentity | msal.UserAssignedManagedIdentity:
+    if identity.value is None:
+        return msal.SystemAssignedManagedIdentity()
+    return msal.UserAssignedManagedIdentity(**{identity.kind: identity.value})

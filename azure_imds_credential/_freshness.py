@@ -1,4 +1,4 @@
-"""How long a token serves and when to ask for the next one. Pure; all numbers are seconds."""
+"""What is held for one (endpoint, identity, resource), how long it serves, and when to ask for the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import time
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
+from azure.core.credentials import AccessToken, AccessTokenInfo
+
+if TYPE_CHECKING:
+    from ._endpoint import Endpoint
+    from ._identity import Identity
+    from ._token_cache import Flight
+
+# Seconds.
 LAST_MINUTES = 300.0  # azure-core and msal treat a token with less as expired
 HALF_LIFE_FROM = 7200.0  # from this life on a token is refreshed at half of it, as msal does
 HALF_LIFE_JITTER = 0.1  # so that machines which started together drift apart
@@ -14,6 +23,9 @@ SOONEST_REFRESH = 30.0
 LONGEST_WAIT = 2.0  # what a caller with a usable token waits for a refresh in the last minutes
 FIRST_BACK_OFF = 30.0
 LONGEST_BACK_OFF = 600.0
+REANCHOR_EVERY = 60.0  # after which `expires_on` follows a wall clock that was set
+
+NEVER = float("-inf")
 
 # A clock that no one sets and that goes on while a VM hibernates; where there is none, one that no one sets.
 boot_clock: Callable[[], float] = (
@@ -59,3 +71,76 @@ def next_refresh_after(failures: int, now: float, expires_at: float) -> float:
     """Say when to try again after this many failed refreshes: backing off, but not past the last five minutes."""
     back_off: float = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2 ** min(failures - 1, 10))
     return now + min(back_off, max(FIRST_BACK_OFF, expires_at - LAST_MINUTES - now))
+
+
+class RedactedToken(AccessToken):
+    """An `AccessToken` that can be logged."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"AccessToken(token='[redacted]', expires_on={self.expires_on})"
+
+
+class RedactedTokenInfo(AccessTokenInfo):
+    """An `AccessTokenInfo` that can be logged."""
+
+    def __repr__(self) -> str:
+        return (
+            f"AccessTokenInfo(token='[redacted]', expires_on={self.expires_on}, "
+            f"token_type={self.token_type!r}, refresh_on={self.refresh_on})"
+        )
+
+
+class Surroundings(NamedTuple):
+    """What is not ours to decide. Tests pass their own."""
+
+    clock: Callable[[], float]  # seconds since the machine started
+    wall_clock: Callable[[], float]  # epoch seconds
+    random: Callable[[], float]  # uniform in [0, 1)
+    sleep: Callable[[float], None]
+
+
+class Slot:
+    """What is held for one key. Times are of `Surroundings.clock`.
+
+    Read without a lock: `fresh_until` is written after what it vouches for.
+    """
+
+    endpoint: Endpoint
+    identity: Identity
+    resource: str
+
+    # Flights under way, an ordinary one and one that was forced.
+    plain: Flight | None = None
+    forced: Flight | None = None
+
+    token: RedactedToken | None = None
+    info: RedactedTokenInfo | None = None
+    fresh_until = refresh_at = expires_at = stored_at = forced_at = retry_at = NEVER
+    failures = 0
+
+    def hold(self, access_token: str, expires_at: float, now: float, world: Surroundings) -> None:
+        """Keep a token."""
+        again = self.token is not None and self.token.token == access_token
+        self.expires_at, self.stored_at = expires_at, now
+        self.refresh_at = now + refresh_delay(expires_at - now, same_again=again, random=world.random)
+        self.failures, self.retry_at = 0, NEVER
+        self.publish(access_token, now, world.wall_clock())
+
+    def publish(self, access_token: str, now: float, wall_now: float) -> None:
+        """Make what callers get, with an expiry by the wall clock as it is set now."""
+        expires_on = int(wall_now + self.expires_at - now)
+        refresh_on = int(wall_now + min(self.refresh_at, self.expires_at) - now)
+        self.token = RedactedToken(access_token, expires_on)
+        self.info = RedactedTokenInfo(access_token, expires_on, refresh_on=refresh_on)
+        self.fresh_until = min(self.refresh_at, self.expires_at, now + REANCHOR_EVERY)
+
+    def clear(self, now: float) -> None:
+        """Hold nothing, and keep nothing of what flights under way will bring."""
+        self.fresh_until = self.refresh_at = self.expires_at = self.forced_at = self.retry_at = NEVER
+        self.plain = self.forced = self.token = self.info = None
+        self.stored_at, self.failures = now, 0
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.endpoint.url} {self.identity} {self.resource}>"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import socket
+import ssl
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from http.client import HTTPException
 from importlib import import_module
 from typing import Any
@@ -28,10 +30,10 @@ from azure.core.pipeline.policies import (
     UserAgentPolicy,
 )
 from azure.core.pipeline.transport import RequestsTransport
-from azure.core.rest import HttpRequest
 from urllib3.exceptions import HTTPError
 
-from ._answer import BODY_LIMIT, Reply, Silence
+from . import _quiet
+from ._answer import Silence
 from ._version import __version__
 
 # Imported by the transport in the middle of its first request. A fork at that moment would leave them half-imported in
@@ -43,15 +45,20 @@ for _name in ("azure.core.rest._requests_basic", "encodings.idna", "encodings.ut
 # azure-core's own default would start a child process (`uname -p`, through platform.platform()).
 _USER_AGENT = f"azsdk-python-imds-credential/{__version__} Python/{platform.python_version()} ({sys.platform})"
 
+_quiet.watch()
+
 # What a transport may raise that means "no usable answer". Anything else is a bug, or a user's hook speaking.
 TRANSPORT_ERRORS = (AzureError, OSError, HTTPError, HTTPException)
 
 
-@contextmanager
-def open_pipeline(attempts: HTTPPolicy[Any, Any], options: Mapping[str, Any]) -> Iterator[Pipeline[Any, Any]]:
-    """Build a pipeline around the policy that repeats attempts, with a connection that lives as long as the block.
+def build_pipeline(
+    attempts: HTTPPolicy[Any, Any], endpoint: str, options: Mapping[str, Any]
+) -> tuple[Pipeline[Any, Any], AbstractContextManager[Any], dict[str, Any]]:
+    """Build a pipeline around the policy that repeats attempts.
 
-    A user's transport is neither opened nor closed.
+    Returns:
+        The pipeline; a context with which its connection ends (a user's transport is neither opened nor closed); and
+        what every request is sent with, so that proxies, `.netrc` and redirects do not apply.
     """
     policies = [
         UserAgentPolicy(_USER_AGENT, user_agent=options.get("user_agent")),
@@ -63,59 +70,34 @@ def open_pipeline(attempts: HTTPPolicy[Any, Any], options: Mapping[str, Any]) ->
         *([HttpLoggingPolicy()] if options.get("logging_enable") else []),
         DistributedTracingPolicy(tracing_attributes=(options.get("tracing_options") or {}).get("attributes")),
     ]
-    transport = options.get("transport")
-    if transport is not None:
-        yield Pipeline(transport, policies)
-        return
-    with RequestsTransport(use_env_settings=False) as own:
-        yield Pipeline(own, policies)
-
-
-def request_options(endpoint: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what every request of the exchange is sent with, so that proxies and `.netrc` do not apply."""
-    sent: dict[str, Any] = {"stream": True}
+    per_request: dict[str, Any] = {"stream": True}
     if "tracing_options" in options:
-        sent["tracing_options"] = options["tracing_options"]
-    if isinstance(options.get("transport"), RequestsTransport):
+        per_request["tracing_options"] = options["tracing_options"]
+    transport = options.get("transport")
+    if transport is None or isinstance(transport, RequestsTransport):
         # A session that trusts the environment merges its proxies under these keys, most specific first, and reads
         # .netrc unless it is given a way to authenticate.
         parts = urlsplit(endpoint)
         keys = ("http", "https", "all", f"{parts.scheme}://{parts.hostname}", f"all://{parts.hostname}")
-        sent["proxies"] = dict.fromkeys(keys)
-        sent["auth"] = _as_it_is
-    return sent
+        per_request |= {"proxies": dict.fromkeys(keys), "auth": _without_redirects}
+    if transport is not None:
+        return Pipeline(transport, policies), nullcontext(), per_request
+    own = RequestsTransport(use_env_settings=False)
+    return Pipeline(own, policies), own, per_request
 
 
-def _as_it_is(request: Any) -> Any:
+def _without_redirects(request: Any) -> Any:
+    """Authenticate nothing, but hide where a redirect points.
+
+    requests prepares the redirected request even when it is told not to follow: it reads the whole body first, which
+    may be endless, and trips over targets that are no URL.
+    """
+
+    def hide(response: Any, **_: Any) -> None:
+        response.headers.pop("Location", None)
+
+    request.register_hook("response", hide)
     return request
-
-
-def token_request(endpoint: str, params: Mapping[str, str], headers: Mapping[str, str]) -> HttpRequest:
-    """Build the request; an answer is asked for uncompressed so that its size is what it says."""
-    return HttpRequest(
-        "GET",
-        f"{endpoint}/metadata/identity/oauth2/token",
-        params=params,
-        headers={**headers, "Accept-Encoding": "identity"},
-    )
-
-
-def read_reply(response: Any, out_of_time: Callable[[], bool]) -> Reply:
-    """Read an answer up to the limit and to the deadline. The body is kept only when it is whole."""
-    headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
-    body, fault = bytearray(), ""
-    try:
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > BODY_LIMIT:
-                fault = f"more than {BODY_LIMIT} bytes"
-            elif out_of_time():
-                fault = "the answer was still dripping when the time was up"
-            if fault:
-                break
-    except (*TRANSPORT_ERRORS, ValueError):  # azure-core trips over a Content-Length that is no number
-        fault = "the answer broke off"
-    return Reply(response.status_code, headers, None if fault else bytes(body), fault)
 
 
 def silence(error: BaseException) -> Silence:
@@ -139,7 +121,9 @@ def _root(error: BaseException) -> str:
         if one in seen:
             continue
         seen.append(one)
-        if isinstance(one, OSError) and one.errno:
+        if isinstance(one, (socket.gaierror, ssl.SSLError)):  # numbers of their own, and words of this machine
+            return f"{type(one).__name__}: {one.strerror}"
+        if isinstance(one, OSError) and isinstance(one.errno, int):
             return f"{type(one).__name__}, {errno.errorcode.get(one.errno, one.errno)}: {os.strerror(one.errno)}"
         inner = (
             getattr(one, "inner_exception", None),

@@ -1,4 +1,4 @@
-"""The slots of this process, and the one way to fill them.
+"""The tokens of this process, and the flights under way to fetch more.
 
 One slot per (endpoint, identity, resource), one flight per slot, for threads and tasks together. A flight is an
 exchange on a thread of its own, so that a caller can leave at its deadline whatever the server does.
@@ -17,28 +17,44 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import _fork
 from ._endpoint import Endpoint
-from ._freshness import LONGEST_WAIT, Phase, boot_clock, next_refresh_after, phase
-from ._identity import Identity
-from ._slot import Flight, Outcome, Slot
+from ._freshness import LONGEST_WAIT, NEVER, Phase, Slot, Surroundings, boot_clock, next_refresh_after, phase
 from .exceptions import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError, let_chains_go_on
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-ASK_FOR_IDENTITY_EVERY = 5.0  # seconds, while a caller waits for an identity to arrive
-FORCE_EVERY = 30.0  # seconds: callers that force a refresh within them share one
-GRACE = 0.1  # seconds a caller gives a flight that is about to end, so that it can say why
+    from ._configuration import Configuration
+    from ._identity import Identity
+
+# Seconds.
+ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
+FORCE_EVERY = 30.0  # callers that force a refresh within them share one
+GRACE = 0.1  # what a caller gives a flight that is about to end, so that it can say why
 
 _logger = logging.getLogger("azure_imds_credential")
 
 
-class Wish(NamedTuple):
-    """What one caller wants. Times are seconds."""
+class Outcome(NamedTuple):
+    """How a flight ended: with a token and the clock's reading at its expiry, or with an error."""
 
-    timeout: float
-    wait_for_identity: float
+    access_token: str = ""
+    expires_at: float = NEVER
+    error: BaseException | None = None
+    absent: bool = False  # nothing listens there: worth remembering
+    out_of_time: bool = False  # somebody with more time might have succeeded
+
+    def __repr__(self) -> str:
+        return f"Outcome(error={self.error!r})"
+
+
+class Flight(NamedTuple):
+    """An exchange under way. Its future never fails and cannot be cancelled: whoever waits may leave, it goes on."""
+
+    future: Future[Outcome | None]  # None: it never set out, since the caller who meant to start it was interrupted
+    started: float
+    deadline: float
     forced: bool
-    ask: Callable[[Flight], Outcome]
+    troubles: list[BaseException]  # the errors of its attempts so far, for callers who leave before it ends
 
 
 class TokenCache:
@@ -51,7 +67,8 @@ class TokenCache:
         rand: Callable[[], float] = random.random,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.clock, self.wall_clock, self.random, self.sleep = clock, wall_clock, rand, sleep
+        self.clock = clock
+        self.world = Surroundings(clock, wall_clock, rand, sleep)
         self._slots: dict[tuple[str, Identity, str], Slot] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
@@ -68,21 +85,24 @@ class TokenCache:
     def slot(self, url: str, identity: Identity, resource: str) -> Slot:
         """Return the one slot of this key."""
         with self._lock:
-            endpoint = self._endpoints.get(url) or self._endpoints.setdefault(url, Endpoint(url, self.clock))
-            key = (url, identity, resource)
-            return self._slots.get(key) or self._slots.setdefault(key, Slot(endpoint))
+            slot = self._slots.get((url, identity, resource))
+            if slot is None:
+                slot = self._slots[url, identity, resource] = Slot()
+                slot.endpoint = self._endpoints.get(url) or self._endpoints.setdefault(url, Endpoint(url))
+                slot.identity, slot.resource = identity, resource
+            return slot
 
     def forget(self) -> None:
         """Hold no token, and know nothing of any endpoint."""
         with self._lock:
             for slot in self._slots.values():
-                slot.clear()
-                slot.plain = slot.forced = None
-                slot.stored_at = self.clock()  # what flights under way bring is not kept
+                slot.clear(self.clock())
             for endpoint in self._endpoints.values():
                 endpoint.seen, endpoint.absence = False, None
 
-    def steps(self, slot: Slot, wish: Wish) -> Generator[tuple[Future[Outcome | None], float], None, None]:
+    def steps(
+        self, slot: Slot, wish: Configuration, *, forced: bool
+    ) -> Generator[tuple[Future[Outcome | None], float], None, None]:
         """Say what to wait for, and for how long at most, until the slot has what the caller wants.
 
         The caller does the waiting, on a thread or in an event loop, and nothing else: so both colours tell one story.
@@ -93,24 +113,25 @@ class TokenCache:
         Raises:
             ImdsError: There is no token to be had in time.
         """
-        begun = self.clock()
-        deadline, patient_until = begun + wish.timeout, begun + min(wish.timeout, wish.wait_for_identity)
+        now = self.clock()
+        deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
         courteous = True
         while True:
             now = self.clock()
-            forced = wish.forced and not (now < slot.forced_at + FORCE_EVERY and now < slot.expires_at)
-            held = phase(now, slot.refresh_at, slot.expires_at)
-            if held is Phase.EXPIRED or forced:
-                absence = slot.endpoint.known_absence()
-                if absence:
+            force = forced and not (now < slot.forced_at + FORCE_EVERY and now < slot.expires_at)
+            held = Phase.EXPIRED if slot.token is None else phase(now, slot.refresh_at, slot.expires_at)
+            if held is Phase.EXPIRED or force:
+                if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise _own_copy(absence)
-                flight = self._join(slot, wish, deadline, forced=forced)
+                flight = self._join(slot, wish, deadline, forced=force)
                 yield flight.future, min(deadline, flight.deadline) + GRACE - now
+                now = self.clock()
                 if not flight.future.done():
-                    if self.clock() < deadline:
-                        continue  # the flight overran its own deadline: the next one replaces it
-                    raise _own_copy(flight.last_error or self._never_answered(slot, wish))
-                outcome, now = flight.future.result(), self.clock()
+                    slot.endpoint.leave(flight)  # it overran its time: others may ask
+                    if now < deadline:
+                        continue
+                    raise _own_copy(flight.troubles[-1] if flight.troubles else _no_answer(slot, wish))
+                outcome = flight.future.result()
                 if outcome is None or (outcome.out_of_time and deadline > flight.deadline + 5 * GRACE):
                     continue  # who led it was interrupted, or had less time than we have
                 if outcome.error is None:
@@ -121,79 +142,99 @@ class TokenCache:
                     raise _own_copy(outcome.error)
                 yield type(flight.future)(), min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
             else:
-                if held is Phase.FRESH or (now < slot.retry_at and slot.plain is None):
-                    wait = 0.0
-                else:
+                wait = 0.0
+                if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
                     flight = self._join(slot, wish, deadline, forced=False)
                     wait = min(flight.started + LONGEST_WAIT, deadline) - now
                 if held is not Phase.CLOSING or wait <= 0 or not courteous:
-                    if now >= slot.fresh_until:
-                        with self._lock:
-                            slot.publish(now, self.wall_clock())
+                    with self._lock:
+                        if slot.token is not None and now >= slot.fresh_until:
+                            slot.publish(slot.token.token, now, self.world.wall_clock())
                     return
                 courteous = False
                 yield flight.future, wait
 
-    def _join(self, slot: Slot, wish: Wish, deadline: float, *, forced: bool) -> Flight:
+    def _join(self, slot: Slot, wish: Configuration, deadline: float, *, forced: bool) -> Flight:
         """Return the flight under way, or set out on a new one when there is none or it overran its time."""
+        with _fork.imports:
+            from concurrent.futures import Future
+
         new: Flight | None = None
         try:
             with self._lock:
                 now = self.clock()
                 flight = slot.forced if forced else slot.plain
-                if flight is None or now >= flight.deadline + GRACE:
-                    flight = new = Flight(now, deadline, forced=forced)
-                    if forced:
-                        slot.forced = new
-                    else:
-                        slot.plain = new
-            if new is not None:
-                self._launch(slot, new, wish)
+                if flight is not None and now < flight.deadline + GRACE:
+                    return flight
+                new = Flight(Future(), now, deadline, forced, [])
+                # A pending future could be cancelled by one timed-out task, for all others.
+                new.future.set_running_or_notify_cancel()
+                if forced:
+                    slot.forced = new
+                else:
+                    slot.plain = new
+            run, args = contextvars.copy_context().run, (self._fly, slot, wish, new)
+            try:
+                threading.Thread(target=run, args=args, name="azure-imds-credential", daemon=True).start()
+            except RuntimeError:  # no thread can start, as when the interpreter is shutting down
+                self._fly(slot, wish, new)
         except BaseException:
             if new is not None:
                 self._settle(slot, new, None)
             raise
-        return flight
+        return new
 
-    def _launch(self, slot: Slot, flight: Flight, wish: Wish) -> None:
-        run, args = contextvars.copy_context().run, (self._fly, slot, flight, wish)
+    def _fly(self, slot: Slot, wish: Configuration, flight: Flight) -> None:
+        """Be the thread of a flight: wait at the gate, ask, and keep what comes."""
+        endpoint = slot.endpoint
         try:
-            threading.Thread(target=run, args=args, name="azure-imds-credential", daemon=True).start()
-        except RuntimeError:  # no thread can start, as when the interpreter is shutting down
-            self._fly(slot, flight, wish)
-
-    def _fly(self, slot: Slot, flight: Flight, wish: Wish) -> None:
-        try:
-            outcome = wish.ask(flight)
+            while not endpoint.gate.acquire(timeout=0.2):
+                self._look_after_gate(endpoint, flight)
+            endpoint.inside[id(flight)] = flight
+            with _fork.imports:
+                from . import _exchange
+            outcome = _exchange.ask(slot, flight, wish.options, self.world)
         except BaseException as error:  # a user's hook may raise anything, and callers are waiting for it
             # Frames of the exchange hold answers, and answers hold tokens.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             outcome = Outcome(error=error)
         self._settle(slot, flight, outcome)
 
+    def _look_after_gate(self, endpoint: Endpoint, waiting: Flight) -> None:
+        """Let nobody wait at the gate for a flight that hangs, nor past its own deadline."""
+        for flight in tuple(endpoint.inside.values()):
+            if self.clock() >= flight.deadline + GRACE:
+                endpoint.leave(flight)
+        if self.clock() >= waiting.deadline:
+            raise ImdsServiceError(
+                f"No token in time: other requests of this process kept {endpoint.url} busy.", endpoint=endpoint.url
+            )
+
     def _settle(self, slot: Slot, flight: Flight, outcome: Outcome | None) -> None:
         """End a flight: keep what it brought, and wake whoever waits."""
+        if slot.endpoint.inside.pop(id(flight), None):
+            slot.endpoint.gate.release()
         with self._lock:
             if flight.future.done():
                 return
             now = self.clock()
-            if flight.forced and slot.forced is flight:
+            if slot.forced is flight:
                 slot.forced = None
-            if not flight.forced and slot.plain is flight:
+            if slot.plain is flight:
                 slot.plain = None
-            kept = now < slot.expires_at
+            kept = slot.token is not None and now < slot.expires_at
             if outcome is None:
                 pass
             elif outcome.error is not None:
                 slot.failures += 1
                 slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
+                if outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
+                    slot.endpoint.note_absence(outcome.error, now)
             # A token that arrived after this flight set out is the newer one, however this one ends.
             elif flight.forced or slot.stored_at <= flight.started:
-                slot.hold(outcome, now, self.wall_clock, self.random)
+                slot.hold(outcome.access_token, outcome.expires_at, now, self.world)
                 if flight.forced:
                     slot.forced_at = now
-        if outcome is not None and outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
-            slot.endpoint.note_absence(outcome.error)
         flight.future.set_result(outcome)
         if outcome is not None and outcome.error is not None and kept:
             _logger.warning(
@@ -203,15 +244,18 @@ class TokenCache:
                 outcome.error,
             )
 
-    def _never_answered(self, slot: Slot, wish: Wish) -> BaseException:
-        cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
-        return cls(
-            f"No token: {slot.endpoint.url} did not finish an answer within {wish.timeout:g} s. "
-            "Whatever listens there is slow, hung or not IMDS.",
-            endpoint=slot.endpoint.url,
-            elapsed=wish.timeout,
-            hint="Try again later, or check what listens at this address.",
-        )
+
+def _no_answer(slot: Slot, wish: Configuration) -> BaseException:
+    cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
+    return cls(
+        f"No token for {slot.resource}, asked of {slot.endpoint.url} as {slot.identity}: no whole answer within "
+        f"{wish.timeout:g} s. Whatever listens there is slow, hung or not IMDS.",
+        endpoint=slot.endpoint.url,
+        identity=str(slot.identity),
+        resource=slot.resource,
+        elapsed=wish.timeout,
+        hint="Try again later, or check what listens at this address.",
+    )
 
 
 def _own_copy(error: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._claims import IdentityInfo, identity_info
 from .._configuration import Configuration, picklable, rebuilt
-from .._slot import Slot
+from .._freshness import Slot
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -123,7 +123,7 @@ class ImdsCredential:
 
     async def _filled(self, scopes: tuple[str, ...], *, forced: bool) -> Slot:
         slot = self._configuration.slot(scopes)
-        for future, seconds in self._configuration.steps(slot, scopes, forced=forced):
+        for future, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
             await _wait(future, seconds)
         self._slots[scopes] = slot
         return slot
