@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ class Colour:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.credential: Any = getattr(
-            azure_imds_credential if name == "sync" else azure_imds_credential.aio, "ImdsCredential"
-        )
+        self.credential: Any = (azure_imds_credential if name == "sync" else azure_imds_credential.aio).ImdsCredential
 
     def module(self, package: str) -> Any:
         return import_module(package if self.name == "sync" else f"{package}.aio")
@@ -71,6 +70,15 @@ async def settled(value: Any) -> Any:
     if hasattr(value, "result") and hasattr(value, "done"):
         value = await settled(value.result())
     return value
+
+
+@asynccontextmanager
+async def opened(client: Any) -> AsyncIterator[Any]:
+    """A client of either colour, closed in the end."""
+    try:
+        yield client
+    finally:
+        await settled(client.close())
 
 
 async def listed(pages: Any) -> list[Any]:

@@ -17,7 +17,7 @@ import jwt
 import pytest
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobBlock
-from proving import Colour, listed, settled, tool
+from proving import Colour, listed, opened, settled, tool
 
 from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsServiceError
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
@@ -73,18 +73,17 @@ def test_blobs_are_written_listed_read_and_deleted(azurite: Azurite, imds: ImdsE
     """Azurite accepts the tokens for everything that a blob client does, and one request to IMDS serves it all."""
 
     async def story() -> None:
-        BlobServiceClient = colour.module("azure.storage.blob").BlobServiceClient
-        service = BlobServiceClient(azurite.blob, colour.credential(), **azurite.trust)
-        container = service.get_container_client(f"all-{colour.name}")
-        await settled(container.create_container())
-        await settled(container.upload_blob("one.txt", b"one"))
-        await settled(container.upload_blob("two.txt", b"two", metadata={"n": "2"}))
-        assert [blob.name for blob in await listed(container.list_blobs())] == ["one.txt", "two.txt"]
-        download = await settled(container.download_blob("two.txt"))
-        assert await settled(download.readall()) == b"two"
-        await settled(container.delete_blob("one.txt"))
-        assert [blob.name for blob in await listed(container.list_blobs())] == ["two.txt"]
-        await settled(service.close())
+        storage = colour.module("azure.storage.blob")
+        async with opened(storage.BlobServiceClient(azurite.blob, colour.credential(), **azurite.trust)) as service:
+            container = service.get_container_client(f"all-{colour.name}")
+            await settled(container.create_container())
+            await settled(container.upload_blob("one.txt", b"one"))
+            await settled(container.upload_blob("two.txt", b"two", metadata={"n": "2"}))
+            assert [blob.name for blob in await listed(container.list_blobs())] == ["one.txt", "two.txt"]
+            download = await settled(container.download_blob("two.txt"))
+            assert await settled(download.readall()) == b"two"
+            await settled(container.delete_blob("one.txt"))
+            assert [blob.name for blob in await listed(container.list_blobs())] == ["two.txt"]
 
     colour.run(story)
     imds.assert_requests(1, resource=STORAGE)
@@ -94,18 +93,17 @@ def test_messages_are_sent_peeked_received_and_deleted(azurite: Azurite, imds: I
     """Azurite accepts the tokens for everything that a queue client does, and one request to IMDS serves it all."""
 
     async def story() -> None:
-        QueueServiceClient = colour.module("azure.storage.queue").QueueServiceClient
-        service = QueueServiceClient(azurite.queue, colour.credential(), **azurite.trust)
-        queue = await settled(service.create_queue(f"all-{colour.name}"))
-        for text in ("one", "two"):
-            await settled(queue.send_message(text))
-        assert [message.content for message in await settled(queue.peek_messages(max_messages=5))] == ["one", "two"]
-        received = await listed(queue.receive_messages())
-        assert sorted(message.content for message in received) == ["one", "two"]
-        for message in received:
-            await settled(queue.delete_message(message))
-        assert (await settled(queue.get_queue_properties())).approximate_message_count == 0
-        await settled(service.close())
+        storage = colour.module("azure.storage.queue")
+        async with opened(storage.QueueServiceClient(azurite.queue, colour.credential(), **azurite.trust)) as service:
+            queue = await settled(service.create_queue(f"all-{colour.name}"))
+            for text in ("one", "two"):
+                await settled(queue.send_message(text))
+            assert [message.content for message in await settled(queue.peek_messages(max_messages=5))] == ["one", "two"]
+            received = await listed(queue.receive_messages())
+            assert sorted(message.content for message in received) == ["one", "two"]
+            for message in received:
+                await settled(queue.delete_message(message))
+            assert (await settled(queue.get_queue_properties())).approximate_message_count == 0
 
     colour.run(story)
     imds.assert_requests(1, resource=STORAGE)
@@ -117,17 +115,18 @@ def test_64_mib_in_parallel_blocks_take_one_request(azurite: Azurite, imds: Imds
     small = {"max_block_size": MIB, "max_single_put_size": MIB, "max_single_get_size": MIB, "max_chunk_get_size": MIB}
 
     async def story() -> None:
-        BlobServiceClient = colour.module("azure.storage.blob").BlobServiceClient
-        service = BlobServiceClient(azurite.blob, colour.credential(), **small, **azurite.trust)
-        container = service.get_container_client(f"large-{colour.name}")
-        await settled(container.create_container())
-        blob = container.get_blob_client("64-MiB")
-        await settled(blob.upload_blob(data, max_concurrency=THREADS))
-        committed, _ = await settled(blob.get_block_list())
-        assert [block.size for block in committed] == [MIB] * 64
-        download = await settled(blob.download_blob(max_concurrency=THREADS))
-        assert hashlib.sha256(await settled(download.readall())).digest() == hashlib.sha256(data).digest()
-        await settled(service.close())
+        storage = colour.module("azure.storage.blob")
+        async with opened(
+            storage.BlobServiceClient(azurite.blob, colour.credential(), **small, **azurite.trust)
+        ) as service:
+            container = service.get_container_client(f"large-{colour.name}")
+            await settled(container.create_container())
+            blob = container.get_blob_client("64-MiB")
+            await settled(blob.upload_blob(data, max_concurrency=THREADS))
+            committed, _ = await settled(blob.get_block_list())
+            assert [block.size for block in committed] == [MIB] * 64
+            download = await settled(blob.download_blob(max_concurrency=THREADS))
+            assert hashlib.sha256(await settled(download.readall())).digest() == hashlib.sha256(data).digest()
 
     colour.run(story)
     imds.assert_requests(1, resource=STORAGE)
@@ -198,18 +197,19 @@ def test_a_token_that_azurite_refuses_is_shown_as_its_refusal(
             imds.script(faults.members(**answer))
 
         async def story() -> None:
-            BlobServiceClient = colour.module("azure.storage.blob").BlobServiceClient
+            storage = colour.module("azure.storage.blob")
             credential = colour.credential()
-            service = BlobServiceClient(azurite.blob, credential, audience=audience, retry_total=0, **azurite.trust)
-            with pytest.raises(HttpResponseError, match=refusal) as caught:
-                await settled(service.create_container("refused"))
-            assert caught.value.status_code in (401, 403)
-            info = await settled(credential.whoami(f"{audience}/.default"))
-            if behind > 0:
-                assert info.expires_on < time.time()
-            if not answer:
-                assert info.audience == audience
-            await settled(service.close())
+            async with opened(
+                storage.BlobServiceClient(azurite.blob, credential, audience=audience, retry_total=0, **azurite.trust)
+            ) as service:
+                with pytest.raises(HttpResponseError, match=refusal) as caught:
+                    await settled(service.create_container("refused"))
+                assert caught.value.status_code in (401, 403)
+                info = await settled(credential.whoami(f"{audience}/.default"))
+                if behind > 0:
+                    assert info.expires_on < time.time()
+                if not answer:
+                    assert info.audience == audience
 
         colour.run(story)
 
@@ -232,13 +232,14 @@ def test_a_bad_token_never_reaches_azurite(
     heard: list[object] = []
 
     async def story() -> None:
-        BlobServiceClient = colour.module("azure.storage.blob").BlobServiceClient
-        service = BlobServiceClient(
-            azurite.blob, colour.credential(), raw_response_hook=heard.append, retry_total=0, **azurite.trust
-        )
-        with pytest.raises(error):
-            await settled(service.create_container("never"))
-        await settled(service.close())
+        storage = colour.module("azure.storage.blob")
+        async with opened(
+            storage.BlobServiceClient(
+                azurite.blob, colour.credential(), raw_response_hook=heard.append, retry_total=0, **azurite.trust
+            )
+        ) as service:
+            with pytest.raises(error):
+                await settled(service.create_container("never"))
 
     colour.run(story)
     assert heard == []
@@ -251,17 +252,19 @@ def test_a_refreshed_token_is_accepted_again(azurite: Azurite, monkeypatch: pyte
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
 
         async def story() -> None:
-            BlobServiceClient = colour.module("azure.storage.blob").BlobServiceClient
+            storage = colour.module("azure.storage.blob")
             credential = colour.credential()
-            service = BlobServiceClient(azurite.blob, credential, retry_total=0, **azurite.trust)
-            with pytest.raises(HttpResponseError, match="expired"):
-                await settled(service.create_container("later"))
-            await settled(service.close())
+            async with opened(
+                storage.BlobServiceClient(azurite.blob, credential, retry_total=0, **azurite.trust)
+            ) as service:
+                with pytest.raises(HttpResponseError, match="expired"):
+                    await settled(service.create_container("later"))
             imds.advance(2 * DAY)
             await settled(credential.get_token(f"{STORAGE}/.default", force_refresh=True))
-            service = BlobServiceClient(azurite.blob, credential, retry_total=0, **azurite.trust)
-            await settled(service.create_container(f"later-{colour.name}"))
-            await settled(service.close())
+            async with opened(
+                storage.BlobServiceClient(azurite.blob, credential, retry_total=0, **azurite.trust)
+            ) as service:
+                await settled(service.create_container(f"later-{colour.name}"))
 
         colour.run(story)
         imds.assert_requests(2)
