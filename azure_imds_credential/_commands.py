@@ -79,6 +79,7 @@ def whoami(arguments: argparse.Namespace) -> Result:
 
 def wait(arguments: argparse.Namespace, clocks: Clocks | None = None) -> Result:
     """Ask until there is a token. What does not pass by itself ends the wait at once."""
+    _credential(arguments)  # says what is wrong with the options
     clocks = clocks or Clocks()
     started, attempts = clocks.now(), 0
     while True:

@@ -1,0 +1,450 @@
+"""`azure-imds`, in process against the emulator, and once as a process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from azure_imds_credential import (
+    IdentityMismatchError,
+    IdentityUnavailableError,
+    ImdsRequestError,
+    ImdsUnavailableError,
+    _commands,
+)
+from azure_imds_credential._cli import main
+from azure_imds_credential._commands import EXIT_CODES, Clocks
+from azure_imds_credential.exceptions import ImdsError
+from azure_imds_credential.testing import (
+    ImdsEmulator,
+    SystemAssigned,
+    UserAssigned,
+    VaultDouble,
+    faults,
+    forget_tokens,
+)
+
+VAULT = "https://vault.azure.net/.default"
+NOBODY = "99999999-9999-9999-9999-999999999999"
+USER = UserAssigned("app")
+SYSTEM = SystemAssigned()
+MACHINE_ID = "/subscriptions/22222222-2222-2222-2222-222222222222/resourcegroups/imds-emulator/providers/Microsoft.Compute/virtualMachines/vm-1"  # noqa: E501
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def facts(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def imds(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImdsEmulator]:
+    forget_tokens()
+    with ImdsEmulator() as imds:
+        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+        yield imds
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    def run(*argv: str) -> Run:
+        try:
+            code = main(argv)
+        except SystemExit as end:  # argparse ends the process for wrong arguments
+            code = int(end.code or 0)
+        return Run(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def vault(monkeypatch: pytest.MonkeyPatch) -> Iterator[VaultDouble]:
+    # A name of its own: Key Vault's client remembers the challenges of a host for the whole process.
+    with VaultDouble(f"cli-{time.time_ns() % 10**9}", {"greeting": "hello"}) as vault:
+        for name, value in vault.environment().items():
+            monkeypatch.setenv(name, value)
+        yield vault
+
+
+# The scenario
+
+
+def spoken(text: str) -> str:
+    """Output with what differs from run to run named instead: the port, the vault, instants."""
+    text = re.sub(r"http://127\.0\.0\.1:\d+", "ENDPOINT", text)
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00", "INSTANT", text)
+
+
+def told_of(identity: SystemAssigned | UserAssigned) -> str:
+    return (
+        f"client ID    {identity.client_id}\n"
+        f"object ID    {identity.object_id}\n"
+        f"tenant ID    11111111-1111-1111-1111-111111111111\n"
+        f"resource ID  {identity.resource_id or MACHINE_ID}\n"
+        f"audience     https://vault.azure.net\n"
+        f"issued on    INSTANT\n"
+        f"expires on   INSTANT\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("has", "selector", "identity"),
+    [
+        pytest.param([SYSTEM], (), SYSTEM, id="system-assigned"),
+        pytest.param([SYSTEM, USER], ("--client-id", USER.client_id), USER, id="client-id"),
+        pytest.param([SYSTEM, USER], ("--object-id", USER.object_id), USER, id="object-id"),
+        pytest.param([SYSTEM, USER], ("--resource-id", USER.resource_id), USER, id="resource-id"),
+    ],
+)
+def test_scenario_with_identity(
+    run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, has: Any, selector: Any, identity: Any
+) -> None:
+    """With an identity, system-assigned or named in any way, the commands say whose it is and read the secret."""
+    for one in imds.identities:
+        imds.remove(one)
+    for one in has:
+        imds.assign(one)
+    who = run("whoami", "--scope", VAULT, *selector)
+    assert (who.code, spoken(who.out), who.err) == (0, told_of(identity), "")
+    token = run("token", VAULT, *selector)
+    assert token.code == 0
+    assert spoken(token.out).splitlines()[0].split(maxsplit=2) == ["expires", "on", "INSTANT"]
+    read = run("secret", vault.url, "greeting", *selector)
+    assert (read.code, read.out, read.err) == (0, "hello\n", "")
+
+
+def test_scenario_without_identity(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
+    """Without an identity the commands say so, and how to assign one; the vault gets no token."""
+    imds.remove(SYSTEM)
+    said = (
+        "azure-imds: No token for https://vault.azure.net, asked of ENDPOINT as system-assigned: 400 invalid_request: "
+        "Identity not found. Assign one: `az vm identity assign -g GROUP -n VM`. A new assignment may take minutes to "
+        "arrive (wait_for_identity waits for it).\n"
+    )
+    for command in (["token", VAULT], ["whoami", "--scope", VAULT], ["secret", vault.url, "greeting"]):
+        ended = run(*command)
+        assert (ended.code, ended.out, spoken(ended.err)) == (4, "", said)
+
+
+def test_scenario_with_other_source(
+    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the environment names another source, the commands say which and why, and send nothing."""
+    monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("IDENTITY_HEADER", "secret")
+    ended = run("token", VAULT)
+    said = (
+        "azure-imds: No token for https://vault.azure.net: IDENTITY_ENDPOINT, IDENTITY_HEADER says that managed "
+        "identity tokens come from App Service here, not from IMDS. Nothing was sent.\n"
+    )
+    assert (ended.code, ended.out, ended.err) == (3, "", said)
+    imds.assert_requests(0)
+
+
+# Results
+
+
+def test_token_is_shown_on_request_only(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """No command prints a token, in text or as JSON, except `token --show-token`."""
+    commands = (["token", VAULT], ["whoami"], ["wait"], ["doctor"])
+    silent = [run(*command, *form) for command in commands for form in ([], ["--json"])]
+    shown = run("token", VAULT, "--show-token")
+    shown_json = run("token", VAULT, "--show-token", "--json")
+    assert imds.tokens
+    assert not [ran for ran in silent if any(token in ran.out + ran.err for token in imds.tokens)]
+    assert any(token in shown.out for token in imds.tokens)
+    assert shown_json.facts["token"] in imds.tokens
+
+
+def test_token_tells_expiry_and_claims(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """`token` tells when the token expires and is refreshed, and what it claims."""
+    facts = run("token", VAULT, "--json").facts
+    assert 86000 < facts["expires_on"] - time.time() < 86400
+    assert time.time() < facts["refresh_on"] < facts["expires_on"]
+    assert (facts["claims"]["aud"], facts["claims"]["oid"]) == ("https://vault.azure.net", SYSTEM.object_id)
+
+
+def test_force_refresh_asks_imds_to_bypass_its_cache(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """`token --force-refresh` sends bypass_cache."""
+    assert run("token", VAULT, "--force-refresh").code == 0
+    imds.assert_requests(1, bypass_cache="true")
+
+
+def test_endpoint_is_an_option(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """`--endpoint` wins over the variable."""
+    with ImdsEmulator([USER]) as other:
+        facts = run("whoami", "--json", "--endpoint", other.endpoint).facts
+    assert facts["client_id"] == USER.client_id
+    imds.assert_requests(0)
+
+
+# Errors
+
+MISMATCH = faults.members(resource="https://else.where")
+ENDINGS: list[tuple[str, dict[str, Any], type[ImdsError]]] = [
+    ("nobody there", {"down": True}, ImdsUnavailableError),
+    ("no identity", {"argv": ["--client-id", NOBODY]}, IdentityUnavailableError),
+    ("somebody else's", {"faults": [MISMATCH]}, IdentityMismatchError),
+    ("refused", {"scope": "nonsense/.default"}, ImdsRequestError),
+    ("throttled", {"faults": [faults.throttled(retry_after=90)]}, _commands.e.ImdsThrottledError),
+    ("ill", {"faults": [faults.status(503, retry_after=90)]}, _commands.e.ImdsServiceError),
+]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize(("what", "error"), [ending[1:] for ending in ENDINGS], ids=[ending[0] for ending in ENDINGS])
+def test_each_error_has_its_exit_code(
+    run: Callable[..., Run], imds: ImdsEmulator, what: dict[str, Any], error: type[ImdsError], as_json: bool
+) -> None:
+    """Every class of error has an exit code of its own, is told on standard error, and as JSON on standard output."""
+    if "faults" in what:
+        imds.script(*what["faults"])
+    argv = ["token", what.get("scope", VAULT), "--timeout", "5", *what.get("argv", []), *["--json"] * as_json]
+    if "down" in what:
+        with imds.down():
+            ended = run(*argv)
+    else:
+        ended = run(*argv)
+    assert ended.code == EXIT_CODES[error]
+    assert ended.err.startswith("azure-imds: No token for ")
+    if as_json:
+        assert (ended.facts["error"], ended.facts["hint"] in ended.err) == (error.__name__, True)
+    else:
+        assert ended.out == ""
+
+
+def test_exit_codes_are_told_apart() -> None:
+    """Every class of error that can be raised is in the table, and no two share a code with each other or the rest."""
+    classes = {cls for cls in ImdsError.__subclasses__() if cls.__module__ == ImdsError.__module__}
+    assert set(EXIT_CODES) == classes
+    codes = [*EXIT_CODES.values(), 0, _commands.FOUND, _commands.USAGE, _commands.VAULT, _commands.INTERRUPTED]
+    assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["token"], "required: SCOPE"),
+        (["token", VAULT, "--client-id", "a", "--object-id", "b"], "one of client_id, object_id and resource_id"),
+        (["token", VAULT, "--client-id", ""], "client_id must name an identity"),
+        (["token", "two scopes"], "names no resource"),
+        (["whoami", "--endpoint", "localhost"], "endpoint must be a base URL"),
+        (["doctor", "--endpoint", "localhost"], "endpoint must be a base URL"),
+        (["wait", "--timeout", "-1"], "timeout"),
+        (["scan", "/no/such/recording"], "nothing to scan"),
+    ],
+)
+def test_wrong_arguments_end_with_2(run: Callable[..., Run], argv: list[str], said: str) -> None:
+    """Wrong arguments are told in a sentence, without a traceback."""
+    ended = run(*argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_interruption_is_quiet(run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends a command with 130 and without a traceback."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("azure_imds_credential.ImdsCredential.get_token_info", interrupt)
+    assert run("token", VAULT) == (130, "", "")
+
+
+# wait
+
+
+class FakeClocks:
+    """A clock that only sleeping moves, and that tells what happened in each pause."""
+
+    def __init__(self, *in_pauses: Callable[[], object]) -> None:
+        self.time, self.pauses, self.in_pauses = 0.0, list[float](), list(in_pauses)
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        self.pauses.append(seconds)
+        if self.in_pauses:
+            self.in_pauses.pop(0)()
+
+    def clocks(self) -> Clocks:
+        return Clocks(now=lambda: self.time, sleep=self.sleep, random=lambda: 0.5)
+
+
+def waiting(**changes: Any) -> argparse.Namespace:
+    usual = dict.fromkeys(("client_id", "object_id", "resource_id", "endpoint"))
+    return argparse.Namespace(**{**usual, "scope": VAULT, "timeout": 60.0, **changes})
+
+
+def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """`wait` asks every 5 s, once each time, tells its progress, and ends when there is a token."""
+    imds.remove(SYSTEM)
+    fake = FakeClocks(lambda: None, lambda: None, lambda: imds.assign(SYSTEM))
+    result = _commands.wait(waiting(), fake.clocks())
+    assert (result.code, result.facts["attempts"], result.facts["elapsed"]) == (0, 4, 15.0)
+    assert fake.pauses == [5.0] * 3
+    progress = capsys.readouterr().err.splitlines()
+    assert len(progress) == 3
+    assert progress[2].startswith("azure-imds: waiting since 10 s, asked 3 times: ")
+    imds.assert_requests(4)
+
+
+@pytest.mark.parametrize("fault", [faults.status(410), faults.throttled(), faults.wireserver(), faults.status(500)])
+def test_wait_outlasts_what_passes(imds: ImdsEmulator, fault: Any) -> None:
+    """`wait` goes on through throttling, restarts and illness."""
+    imds.script(fault, fault)
+    assert _commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 3
+
+
+def test_wait_outlasts_absence(imds: ImdsEmulator) -> None:
+    """`wait` asks again where nobody answered: for it, absence is not remembered."""
+    with imds.down():
+        fake = FakeClocks()
+        with pytest.raises(ImdsUnavailableError):
+            _commands.wait(waiting(timeout=12.0), fake.clocks())
+    assert len(fake.pauses) == 2
+    assert _commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (MISMATCH, IdentityMismatchError),
+        (faults.status(403, {"error": "a", "error_description": "b"}), ImdsRequestError),
+    ],
+)
+def test_wait_ends_at_once_where_waiting_is_vain(imds: ImdsEmulator, fault: Any, error: type[ImdsError]) -> None:
+    """`wait` does not wait for what will not pass."""
+    imds.script(fault)
+    fake = FakeClocks()
+    with pytest.raises(error):
+        _commands.wait(waiting(), fake.clocks())
+    assert fake.pauses == []
+
+
+def test_wait_ends_at_once_for_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wait` does not wait for variables to change."""
+    monkeypatch.setenv("MSI_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("MSI_SECRET", "x")
+    fake = FakeClocks()
+    with pytest.raises(ImdsUnavailableError, match="Machine Learning"):
+        _commands.wait(waiting(), fake.clocks())
+    assert fake.pauses == []
+
+
+def test_wait_gives_up(imds: ImdsEmulator) -> None:
+    """`wait` ends with the last error when its time is up, not later."""
+    imds.remove(SYSTEM)
+    fake = FakeClocks()
+    with pytest.raises(IdentityUnavailableError):
+        _commands.wait(waiting(timeout=11.0), fake.clocks())
+    assert fake.time <= 11.0
+
+
+# secret, scan
+
+
+def test_secret_as_json(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
+    """`secret --json` tells name, identifier and value."""
+    facts = run("secret", vault.url, "greeting", "--json").facts
+    assert (facts["name"], facts["value"]) == ("greeting", "hello")
+    assert facts["id"].startswith(f"{vault.url}/secrets/greeting/")
+
+
+def test_secret_that_is_not_there(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
+    """What the vault says of a secret that it does not have is told, with an exit code of its own."""
+    ended = run("secret", vault.url, "missing")
+    assert (ended.code, ended.out) == (9, "")
+    assert "SecretNotFound" in ended.err
+
+
+def test_forbidden_secret_names_the_role() -> None:
+    """A refusal of the vault is told with the role that is missing."""
+    from azure.core.exceptions import HttpResponseError
+
+    error = HttpResponseError("(Forbidden) Caller is not authorized\nmore")
+    error.status_code = 403
+    said = _commands._vault_said(error)
+    assert said.startswith("(Forbidden) Caller is not authorized ")
+    assert "Key Vault Secrets User" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "extra"),
+    [
+        ("azure.keyvault.secrets", ["secret", "https://x.vault.azure.net", "y"], "keyvault"),
+        ("azure_imds_credential.testing._scan", ["scan", "."], "testing"),
+    ],
+)
+def test_missing_extra_is_named(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, module: str, argv: list[str], extra: str
+) -> None:
+    """A command that needs an extra names it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    ended = run(*argv)
+    assert ended.code == 2
+    assert f"azure-imds-credential[{extra}]" in ended.err
+
+
+def test_scan_tells_live_tokens(run: Callable[..., Run], imds: ImdsEmulator, tmp_path: Path) -> None:
+    """`scan` ends with 1 where it finds a live-looking token, and does not print it."""
+    token = imds.issue_token("https://vault.azure.net")
+    recording = tmp_path / "recording.yaml"
+    recording.write_text(f"access_token: {token}\n")
+    found = run("scan", str(tmp_path))
+    assert (found.code, found.err) == (1, "")
+    assert f"{recording}:1: token" in found.out
+    assert token not in found.out
+    assert run("scan", str(tmp_path), "--json").facts["findings"][0]["what"] == "token"
+
+
+def test_scan_passes_clean_files(run: Callable[..., Run], tmp_path: Path) -> None:
+    """`scan` ends with 0 where it finds nothing."""
+    (tmp_path / "recording.yaml").write_text("access_token: scrubbed\n")
+    assert run("scan", str(tmp_path)) == (0, "Nothing that looks live.\n", "")
+
+
+# doctor
+
+
+def test_doctor_is_thin(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """`doctor` ends with 0 where the identity can be used, whatever else is remarked; JSON has all findings."""
+    healthy = run("doctor", "--json", "--scope", VAULT)
+    assert (healthy.code, healthy.facts["usable"], healthy.facts["error"]) == (0, True, None)
+    assert healthy.facts["identity"]["client_id"] == SYSTEM.client_id
+    assert {"check", "level", "says", "next"} == set(healthy.facts["findings"][0])
+    assert run("doctor").out.endswith("The identity can be used.\n")
+
+
+def test_doctor_ends_with_the_code_of_the_error(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """`doctor` ends with the code of the error that keeps the identity from use."""
+    ill = run("doctor", "--client-id", NOBODY)
+    assert ill.code == EXIT_CODES[IdentityUnavailableError]
+    assert ill.out.endswith("The identity cannot be used.\n")
+    assert run("doctor", "--client-id", NOBODY, "--json").facts["error"]["error"] == "IdentityUnavailableError"
+
+
+# As a process
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "azure_imds_credential"], ["azure-imds"]])
+def test_as_a_process(command: list[str], imds: ImdsEmulator) -> None:
+    """`azure-imds` and `python -m azure_imds_credential` are the same program."""
+    if command == ["azure-imds"]:
+        command = [str(Path(sys.executable).parent / "azure-imds")]
+    done = subprocess.run([*command, "whoami", "--json"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["client_id"] == SYSTEM.client_id
