@@ -15,20 +15,27 @@ from azure.core.rest import HttpRequest
 
 from . import exceptions as e
 from ._answer import BODY_LIMIT, BROKE_OFF, Reply, Silence, Verdict, judge
-from ._hints import hint_for, plainly_not_azure
+from ._hints import hint_for, this_machine_is_plainly_not_azure
 from ._pipeline import TRANSPORT_ERRORS, build_pipeline, silence
 from ._retry import Retry, next_delay
 from ._token_cache import Outcome
 
 if TYPE_CHECKING:
     from ._freshness import Slot, Surroundings
-    from ._identity import Identity
     from ._token_cache import Flight
 
 # What IMDS's team asks of SDKs (https://github.com/Azure/azure-sdk-for-net/issues/31452): it survives one lost SYN.
 CONNECT_SECONDS = 3.0
 CONNECT_SECONDS_ELSEWHERE = 1.0  # on a machine that is plainly not Azure
 READ_SECONDS = 20.0  # a real IMDS answers within one; while it asks Entra it may take some
+
+_WORDS = msal.UserAssignedManagedIdentity  # its attributes spell the dict in which msal takes an identity
+_MSAL_TYPES = {
+    "system-assigned": _WORDS.SYSTEM_ASSIGNED,
+    "client_id": _WORDS.CLIENT_ID,
+    "object_id": _WORDS.OBJECT_ID,
+    "resource_id": _WORDS.RESOURCE_ID,
+}
 
 _logger = logging.getLogger("azure_imds_credential")
 
@@ -43,7 +50,11 @@ def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundi
         world: Clocks, randomness and sleep.
     """
     conversation = _Conversation(slot, flight, options, world)
-    client = msal.ManagedIdentityClient(_for_msal(slot.identity), http_client=conversation, http_cache={})
+    identity = {
+        _WORDS.ID_TYPE: _MSAL_TYPES[slot.identity.kind],
+        _WORDS.ID: slot.identity.value,
+    }
+    client = msal.ManagedIdentityClient(identity, http_client=conversation, http_cache={})
     try:
         access_token = client.acquire_token_for_client(resource=slot.resource)["access_token"]
         outcome = Outcome(access_token, conversation.sent_at + conversation.verdict.life)
@@ -51,7 +62,7 @@ def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundi
         error.__traceback__ = error.__context__ = None  # frames hold answers, and answers hold tokens
         outcome = Outcome(error=error, absent=conversation.verdict.absent, out_of_time=conversation.out_of_time)
     facts = {
-        "imds_identity": f"{slot.identity}",
+        "imds_identity": " ".join(filter(None, slot.identity)),
         "imds_resource": slot.resource,
         "imds_outcome": "token" if outcome.error is None else type(outcome.error).__name__,
         "imds_attempts": conversation.attempts,
@@ -140,7 +151,9 @@ class _Conversation(HTTPPolicy[Any, Any]):
         self.attempts += 1
         self.sent_at = world.clock()
         left = max(0.001, self.flight.deadline - self.sent_at)
-        connect = CONNECT_SECONDS_ELSEWHERE if plainly_not_azure() and not endpoint.seen else CONNECT_SECONDS
+        connect = (
+            CONNECT_SECONDS_ELSEWHERE if this_machine_is_plainly_not_azure() and not endpoint.seen else CONNECT_SECONDS
+        )
         request.context.options.update(
             connection_timeout=min(connect, left, options.get("connection_timeout", connect)),
             read_timeout=min(READ_SECONDS, left, options.get("read_timeout", READ_SECONDS)),
@@ -196,9 +209,3 @@ class _Conversation(HTTPPolicy[Any, Any]):
             request_id=verdict.request_id,
             hint=hint,
         )
-
-
-def _for_msal(identity: Identity) -> msal.SystemAssignedManagedIdentity | msal.UserAssignedManagedIdentity:
-    if identity.value is None:
-        return msal.SystemAssignedManagedIdentity()
-    return msal.UserAssignedManagedIdentity(**{identity.kind: identity.value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from . import exceptions as e
@@ -29,6 +30,12 @@ def _read(path: str) -> str:
 def plainly_not_azure(platform: str = sys.platform, read: Callable[[str], str] = _read) -> bool:
     """Whether this machine is of a kind that Azure does not have. Only shortens a wait."""
     return platform == "darwin" or read("/sys/class/dmi/id/sys_vendor").startswith(_OTHER_VENDORS)
+
+
+@cache
+def this_machine_is_plainly_not_azure() -> bool:
+    """Ask once: a machine does not change its kind."""
+    return plainly_not_azure()
 
 
 def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | None = None) -> str:

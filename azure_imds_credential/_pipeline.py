@@ -74,16 +74,18 @@ def build_pipeline(
     if "tracing_options" in options:
         per_request["tracing_options"] = options["tracing_options"]
     transport = options.get("transport")
-    if transport is None or isinstance(transport, RequestsTransport):
+    if transport is None:
+        own = RequestsTransport(use_env_settings=False)
+        own.open()
+        own.session.get_redirect_target = {}.get  # no answer has one; see `_without_redirects`
+        return Pipeline(own, policies), own, per_request
+    if isinstance(transport, RequestsTransport):
         # A session that trusts the environment merges its proxies under these keys, most specific first, and reads
         # .netrc unless it is given a way to authenticate.
         parts = urlsplit(endpoint)
         keys = ("http", "https", "all", f"{parts.scheme}://{parts.hostname}", f"all://{parts.hostname}")
         per_request |= {"proxies": dict.fromkeys(keys), "auth": _without_redirects}
-    if transport is not None:
-        return Pipeline(transport, policies), nullcontext(), per_request
-    own = RequestsTransport(use_env_settings=False)
-    return Pipeline(own, policies), own, per_request
+    return Pipeline(transport, policies), nullcontext(), per_request
 
 
 def _without_redirects(request: Any) -> Any:

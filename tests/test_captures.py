@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def test_an_answer_of_a_real_host_means_what_the_design_says(name: str) -> None:
         credential = ImdsCredential(endpoint=endpoint, retry_total=0)
         if expected.error is None:
             info = credential.get_token_info(expected.scope)
-            left = info.expires_on - credential._configuration.cache.wall_clock()
+            left = info.expires_on - time.time()
             assert info.token == capture["body"]["access_token"]
             assert expected.life is not None
             assert expected.life - 30 < left <= expected.life + 1
