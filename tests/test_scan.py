@@ -33,7 +33,12 @@ DUMMY = dummy_token({"aud": "https://vault.azure.net", "exp": 1})
 def body(text: str | bytes) -> str:
     """A recording with this body, as vcrpy writes it."""
     answer = {"body": {"string": text}, "headers": {}, "status": {"code": 200, "message": "OK"}}
-    request = {"body": None, "headers": {}, "method": "GET", "uri": "https://demo.vault.azure.net/secrets/a"}
+    request: dict[str, Any] = {
+        "body": None,
+        "headers": {},
+        "method": "GET",
+        "uri": "https://demo.vault.azure.net/secrets/a",
+    }
     return yaml.dump({"interactions": [{"request": request, "response": answer}], "version": 1})
 
 
