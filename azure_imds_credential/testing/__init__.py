@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import faults as faults
+    from ._azure_cli import AzureCliEmulator as AzureCliEmulator
+    from ._azure_cli import RealTokensWarning as RealTokensWarning
     from ._emulator import ImdsEmulator as ImdsEmulator
     from ._identities import SystemAssigned as SystemAssigned
     from ._identities import UserAssigned as UserAssigned
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
     from ._recordings import imds_vcr as imds_vcr
     from ._scan import Finding as Finding
     from ._scan import scan_recordings as scan_recordings
+    from ._serve import run_emulator as run_emulator
     from ._vault import VaultDouble as VaultDouble
 
 _WHERE = {
+    "AzureCliEmulator": "_azure_cli",
     "Finding": "_scan",
     "ImdsEmulator": "_emulator",
+    "RealTokensWarning": "_azure_cli",
     "ReplayError": "_recordings",
     "Request": "_journal",
     "SystemAssigned": "_identities",
@@ -31,12 +36,15 @@ _WHERE = {
     "UserAssigned": "_identities",
     "VaultDouble": "_vault",
     "imds_vcr": "_recordings",
+    "run_emulator": "_serve",
     "scan_recordings": "_scan",
 }
 
 __all__ = [
+    "AzureCliEmulator",
     "Finding",
     "ImdsEmulator",
+    "RealTokensWarning",
     "ReplayError",
     "Request",
     "SystemAssigned",
@@ -46,6 +54,7 @@ __all__ = [
     "faults",
     "forget_tokens",
     "imds_vcr",
+    "run_emulator",
     "scan_recordings",
 ]
 

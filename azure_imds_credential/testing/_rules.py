@@ -99,7 +99,7 @@ def token_answer(request: Received, machine: Machine, now: float) -> Answer:
     """
     if request.method != "GET":
         return WRONG_METHOD
-    fault = header_fault(request) or _query_fault(request, machine.profile)
+    fault = header_fault(request) or query_fault(request, machine.profile)
     if fault is not None:
         return fault
     resource = request.param("resource")
@@ -122,7 +122,8 @@ def _observed(request: Received, profile: Profile) -> Iterable[str]:
     return [name for name in request.query if profile.is_imds or name != "mi_res_id"]
 
 
-def _query_fault(request: Received, profile: Profile) -> Answer | None:
+def query_fault(request: Received, profile: Profile) -> Answer | None:
+    """The rules on the query of the token endpoint."""
     query = request.query
     if (fault := version_fault(request)) is not None:
         return fault

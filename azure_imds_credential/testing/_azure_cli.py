@@ -1,0 +1,208 @@
+"""The developer's own `az login` in the form of IMDS, for containers that cannot see it. Real tokens: off unless asked.
+
+Every rule here keeps one party out: web pages (Metadata header, Origin), names that were rebound to this machine
+(Host), what a proxy passes on (X-Forwarded-For), other machines (loopback, or the network of one bridge).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ._az import in_imds_form, token_of_the_cli
+from ._journal import Journal, Request
+from ._profiles import PROFILES
+from ._rules import TOKEN_PATH, WRONG_METHOD, WRONG_PATH, header_fault, query_fault
+from ._server import Server
+from ._wire import Answer, identity_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from ._server import Steps
+    from ._wire import Received
+
+# The name under which Docker Desktop's containers reach this machine. `internal` is reserved: nobody outside owns it.
+DOCKER_NAME = "host.docker.internal"
+# On Windows az is a batch file, whose arguments the command interpreter reads: nothing that means anything to it.
+HARMLESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:/@+-]*")
+
+FOREIGN_HOST = identity_error(403, "The Host header names another machine", "forbidden")
+FOREIGN_PEER = identity_error(403, "The request comes from another machine", "forbidden")
+FROM_A_PAGE = identity_error(403, "The Origin header says that a web page asks", "forbidden")
+BAD_RESOURCE = identity_error(400, "The resource is no App ID URI or GUID", "invalid_resource")
+
+
+class RealTokensWarning(UserWarning):
+    """Tokens of a person are handed out."""
+
+
+def bridge_network(name: str) -> ipaddress.IPv4Interface:
+    """The address and network of a bridge of this machine, such as docker0. Linux only.
+
+    Raises:
+        ValueError: There is no such interface, it is no bridge, or it has no address.
+    """
+    if not sys.platform.startswith("linux"):
+        raise ValueError("bridges are known on Linux only; Docker Desktop's containers reach loopback, so name none")
+    if not re.fullmatch(r"[\w.-]{1,15}", name) or not Path(f"/sys/class/net/{name}/bridge").is_dir():
+        raise ValueError(f"{name!r} is no bridge of this machine")
+    import fcntl
+
+    ask = struct.pack("256s", name.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            # SIOCGIFADDR and SIOCGIFNETMASK, netdevice(7): the address stands at byte 20 of the answer.
+            address, mask = (
+                socket.inet_ntoa(fcntl.ioctl(any_socket, request, ask)[20:24]) for request in (0x8915, 0x891B)
+            )
+        except OSError:
+            raise ValueError(f"the bridge {name!r} has no IPv4 address") from None
+    return ipaddress.IPv4Interface(f"{address}/{mask}")
+
+
+@dataclass
+class _Flight:
+    """One question to the CLI, for everybody who asks for the resource meanwhile."""
+
+    done: threading.Event
+    given: dict[str, Any] | None = None
+    refusal: str = ""
+
+
+class AzureCliEmulator:
+    """Answers token requests with tokens of the developer who is logged in to the Azure CLI.
+
+    For trying programs in containers of this machine, which cannot see the login. Selectors are taken: the developer
+    stands in for the identity, and the answer's `client_id` is the one that was asked for.
+
+    Args:
+        host: Loopback address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        bridge: Listen on the address of this bridge instead (Linux), for containers of that network and nobody else.
+        fetch: Gives the CLI's answer for a resource.
+        clock: Gives epoch seconds.
+
+    Raises:
+        ValueError: The address is not loopback, or the bridge does not exist.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        bridge: str | None = None,
+        fetch: Callable[[str], dict[str, Any]] = token_of_the_cli,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._peers: ipaddress.IPv4Network | None = None
+        if bridge is not None:
+            interface = bridge_network(bridge)
+            self._host, self._peers = str(interface.ip), interface.network
+        elif ipaddress.ip_address(host).is_loopback:
+            self._host = host
+        else:
+            raise ValueError(f"{host} is not a loopback address: tokens of a person are for this machine, or a bridge")
+        self._port, self._fetch, self._clock = port, fetch, clock
+        self._flights: dict[str, _Flight] = {}
+        self._journal = Journal()
+        self._server: Server | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL, for AZURE_POD_IDENTITY_AUTHORITY_HOST in the container."""
+        if self._server is None:
+            raise RuntimeError("not running: use it in a `with` block")
+        return self._server.url
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request so far, refused ones included: who asked for tokens of the developer."""
+        return self._journal.all()
+
+    def __enter__(self) -> AzureCliEmulator:
+        warnings.warn(
+            f"REAL access tokens of whoever is logged in to the Azure CLI are handed out on {self._host}, to every "
+            "process that can reach it",
+            RealTokensWarning,
+            stacklevel=2,
+        )
+        self._server = Server(self._host, self._port, self._respond)
+        self._server.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _respond(self, request: Received) -> Steps:
+        refusal = self._refusal(request)
+        told = "az" if refusal is None else str(refusal.status)
+        self._journal.add(Request(**vars(request), time=self._clock(), answered=told))
+        if refusal is not None:
+            yield refusal.reply(self._clock()).encode()
+            return
+        resource = request.param("resource") or ""
+        flight = self._flights.get(resource)
+        if flight is None:
+            flight = self._flights[resource] = _Flight(threading.Event())
+            threading.Thread(target=self._fly, args=(flight, resource), name="az", daemon=True).start()
+        yield flight.done
+        now = self._clock()
+        if flight.given is None:
+            answer = identity_error(400, flight.refusal)
+        else:
+            answer = Answer(200, in_imds_form(flight.given, resource, request.param("client_id"), now))
+        yield answer.reply(now).encode()
+
+    def _fly(self, flight: _Flight, resource: str) -> None:
+        """Nothing is kept: az has its own cache, and a logout is to count at once."""
+        try:
+            flight.given = self._fetch(resource)
+        except Exception as error:
+            flight.refusal = str(error)
+        finally:
+            self._flights.pop(resource, None)
+            flight.done.set()
+
+    def _refusal(self, request: Received) -> Answer | None:
+        if not self._is_ours(request.peer):
+            return FOREIGN_PEER
+        if not self._names_us(request.header("Host")):
+            return FOREIGN_HOST
+        if request.header("Origin") is not None:
+            return FROM_A_PAGE
+        if request.path != TOKEN_PATH:
+            return WRONG_PATH
+        if request.method != "GET":
+            return WRONG_METHOD
+        if (fault := header_fault(request) or query_fault(request, PROFILES["vm"])) is not None:
+            return fault
+        return None if HARMLESS.fullmatch(request.param("resource") or "") else BAD_RESOURCE
+
+    def _is_ours(self, peer: str) -> bool:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+        return address.is_loopback if self._peers is None else address in self._peers
+
+    def _names_us(self, host: str | None) -> bool:
+        """Whether a Host header is our address or one of our names, with our port or none."""
+        try:
+            named = urlsplit(f"//{host or ''}")
+            port = named.port
+        except ValueError:
+            return False
+        names = {self._host, DOCKER_NAME, *({"localhost"} if self._peers is None else ())}
+        return named.hostname in names and port in (None, urlsplit(self.endpoint).port) and "@" not in named.netloc

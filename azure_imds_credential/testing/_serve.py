@@ -1,0 +1,74 @@
+"""The emulator as a program of its own: what `azure-imds emulate` runs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from ._azure_cli import AzureCliEmulator
+from ._emulator import ImdsEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ._identities import Identity
+    from ._profiles import ProfileName
+
+
+def run_emulator(
+    identities: Iterable[Identity] | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    profile: ProfileName = "vm",
+    throttle: bool = False,
+    source: Literal["azure-cli"] | None = None,
+    bridge: str | None = None,
+    say: Callable[[str], None] = print,
+    until: threading.Event | None = None,
+) -> None:
+    """Runs an emulator until it is interrupted (Ctrl+C, SIGTERM).
+
+    Args:
+        identities: What the machine has; None: what the profile has.
+        host: IP address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        profile: The kind of machine.
+        throttle: Refuse more than 20 requests a second and 5 at once.
+        source: "azure-cli": hand out real tokens of the developer's `az login` instead, which leaves identities,
+            profile and throttle without meaning. Warns (`RealTokensWarning`).
+        bridge: With "azure-cli": listen on this bridge of the machine, for example docker0.
+        say: Gets one line when the emulator answers: the environment variable that leads clients to it.
+        until: Ends it as well.
+
+    Raises:
+        ValueError: An address that real tokens may not be handed out on, or a bridge without "azure-cli".
+        OSError: The port is taken.
+    """
+    if bridge is not None and source is None:
+        raise ValueError("a bridge is for tokens of the Azure CLI; otherwise name a host")
+    emulator: AzureCliEmulator | ImdsEmulator
+    if source == "azure-cli":
+        emulator = AzureCliEmulator(host=host, port=port, bridge=bridge)
+    else:
+        emulator = ImdsEmulator(identities, host=host, port=port, profile=profile, throttle=throttle)
+    with _interruptible(until or threading.Event()) as over, emulator:
+        say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={emulator.endpoint}")
+        while not over.wait(1):  # a wait without end cannot be interrupted on Windows
+            pass
+
+
+@contextmanager
+def _interruptible(over: threading.Event) -> Iterator[threading.Event]:
+    """Sets the event on SIGINT and SIGTERM; process 1 of a container ignores the latter unless it is handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield over
+        return
+    before = {number: signal.signal(number, lambda *_: over.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield over
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
