@@ -157,7 +157,7 @@ def mismatch(payload: Mapping[str, Any], token: str, identity: Identity, resourc
     pairs = [("resource", resource, [payload.get("resource")])]
     if identity.value is not None:
         told = [payload.get("client_id")] if identity.kind == "client_id" else []
-        if not (told and told[0]):
+        if not told or not told[0] or not isinstance(told[0], str):
             claims = claims_of(token)
             names = {"client_id": ("appid", "azp"), "object_id": ("oid",), "resource_id": ("xms_mirid",)}
             told = [claims.get(name) for name in names[identity.kind]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from .exceptions import ImdsUnavailableError, let_chains_go_on
 
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 ENDPOINT_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
+LONGEST = 30 * 86400.0  # seconds: more is a mistake, and more than locks can wait on some platforms
 TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a password
 
 PIPELINE_OPTIONS = frozenset(
@@ -132,8 +132,10 @@ def _endpoint(argument: str | None) -> str:
 def _seconds(name: str, value: float, *, above_zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        raise ValueError(f"{name} must be a number of seconds {'above' if above_zero else 'from'} 0, got {value!r}")
+    if not 0 <= value <= LONGEST or (above_zero and value == 0):
+        raise ValueError(
+            f"{name} must be a number of seconds {'above' if above_zero else 'from'} 0 up to {LONGEST:g}, got {value!r}"
+        )
     return float(value)
 
 
@@ -152,6 +154,9 @@ def _checked_options(given: dict[str, Any]) -> dict[str, Any]:
     retry_total = options.get("retry_total", 0)
     if isinstance(retry_total, bool) or not isinstance(retry_total, int) or retry_total < 0:
         raise ValueError(f"retry_total must be a whole number from 0, got {retry_total!r}")
+    agent = options.get("user_agent", "")
+    if not isinstance(agent, str) or not (agent.isascii() and agent.isprintable()):
+        raise ValueError(f"user_agent must be printable ASCII, which HTTP headers are made of, got {agent!r}")
     for name in ("raw_request_hook", "raw_response_hook"):
         if name in options and not callable(options[name]):
             raise TypeError(f"{name} must be callable, not {type(options[name]).__name__}")

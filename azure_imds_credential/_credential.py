@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import TIMEOUT_MAX
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +129,7 @@ class ImdsCredential:
 
         slot = self._configuration.slot(scopes)
         for future, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
-            wait((future,), min(seconds, TIMEOUT_MAX))
+            wait((future,), seconds)
         self._slots[scopes] = slot
         return slot
 

@@ -37,6 +37,9 @@ _MSAL_TYPES = {
     "resource_id": _WORDS.RESOURCE_ID,
 }
 
+# https://github.com/Azure/azure-rest-api-specs specification/imds/data-plane, 2023-07-01: "must be 'true'".
+_BYPASS = "&bypass_cache=true"
+
 _logger = logging.getLogger("azure_imds_credential")
 
 
@@ -99,13 +102,14 @@ class _Conversation(HTTPPolicy[Any, Any]):
         """
         if headers.get("Metadata") != "true" or "X-IDENTITY-HEADER" in headers:
             raise e.ImdsUnavailableError("The environment began to name another token source while IMDS was asked.")
-        bypass = {"bypass_cache": "true"} if self.flight.forced else {}
         request = HttpRequest(
             "GET",
             f"{self.slot.endpoint.url}/metadata/identity/oauth2/token",
-            params={**params, **bypass},
+            params=params,
             headers={**headers, "Accept-Encoding": "identity"},  # so that its size is what it says
         )
+        if self.flight.forced:
+            request.url += _BYPASS
         pipeline, transport, per_request = build_pipeline(self, self.slot.endpoint.url, self.options)
         with transport:
             pipeline.run(request, **per_request)
@@ -118,22 +122,22 @@ class _Conversation(HTTPPolicy[Any, Any]):
     def send(self, request: Any) -> Any:
         """Repeat the attempt until it brings a token, deserves no other, or the time is up."""
         world, deadline = self.world, self.flight.deadline
-        trouble, troubled_since, done = Retry.NEVER, self.started, 0
+        troubles: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
         limit = self.options.get("retry_total")
         while True:
             response = self._attempt(request)
             verdict, now = self.verdict, world.clock()
             if verdict.error is None:
                 return response
-            if verdict.status == 400 and "&bypass_cache=true" in request.http_request.url:
+            if verdict.status == 400 and request.http_request.url.endswith(_BYPASS):
                 # The parameter is documented, its effect is not: an IMDS that refuses it still has a token.
-                request.http_request.url = request.http_request.url.replace("&bypass_cache=true", "")
+                request.http_request.url = request.http_request.url.removesuffix(_BYPASS)
                 continue
-            if verdict.retry is not trouble:
-                trouble, troubled_since, done = verdict.retry, now, 0
+            since, done = troubles.get(verdict.retry, (now, 0))
+            troubles[verdict.retry] = since, done + 1
             delay = None
             if limit is None or self.attempts <= limit:
-                delay = next_delay(trouble, done, now - troubled_since, verdict.retry_after, world.random)
+                delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, world.random)
             error = self._error()
             self.flight.troubles.append(error)
             if delay is None:
@@ -141,7 +145,6 @@ class _Conversation(HTTPPolicy[Any, Any]):
             if now + delay >= deadline:
                 self.out_of_time = True
                 raise error
-            done += 1
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.came_back, extra={"imds_retry_delay": delay})
             world.sleep(delay)
 

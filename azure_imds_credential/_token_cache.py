@@ -261,7 +261,10 @@ def _no_answer(slot: Slot, wish: Configuration) -> BaseException:
 def _own_copy(error: BaseException) -> BaseException:
     """Give each caller an exception of its own: one instance raised twice would mix their tracebacks."""
     let_chains_go_on(error)
-    return copy.copy(error)
+    try:
+        return copy.copy(error)
+    except Exception:  # a user's hook may raise what cannot be copied
+        return error
 
 
 process_cache = TokenCache()
