@@ -81,12 +81,12 @@ def imds_vcr(
     scrubber, persister = Scrubber(), _CheckedPersister(vcr_options.pop("persister", FilesystemPersister))
     recorder = vcr.VCR()
     recorder.register_matcher(_MATCH_ON[-1], _same_query)
+    recorder.register_persister(persister)
     options = recorder.get_merged_config(
         **{
             **vcr_options,
             "path": str(recording),
             "record_mode": record_mode,
-            "persister": persister,
             "decode_compressed_response": True,
             "match_on": _MATCH_ON,
             "additional_matchers": tuple(vcr_options.get("match_on", ())),
