@@ -1,0 +1,273 @@
+"""The fixtures as a user's tests see them: pytest runs inside pytest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+# Loaded before the first inner run, which would otherwise load them anew, each one its own copy, and forget them again.
+PRELOADED = [import_module(name) for name in ("azure.identity", "azure_imds_credential.testing._recordings", "msal")]
+# Without the plugins of others, which cost each inner run half a second.
+ALONE = [f"-pno:{name}" for name in ("anyio", "cacheprovider", "hypothesispytest", "platformdirs", "xdist")]
+RECORDINGS = Path(__file__).parent.parent / "recordings"
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Runs a test file of a user with the plugin as the entry point loads it. Warnings are errors there too."""
+
+    def run(source: str, *arguments: str) -> pytest.RunResult:
+        pytester.makepyfile(test_user=textwrap.dedent(source))
+        return pytester.runpytest_inprocess("-W", "error", "--strict-markers", *ALONE, *arguments)
+
+    return run
+
+
+def test_a_credential_in_one_line(run: Any) -> None:
+    """Naming imds_credential is all it takes to get a token; imds_emulator shows what was asked."""
+    run(
+        """
+        def test_token(imds_credential, imds_emulator):
+            token = imds_credential.get_token("https://vault.azure.net/.default")
+            assert imds_emulator.tokens == [token.token]
+            imds_emulator.assert_requests(1, resource="https://vault.azure.net", client_id=None)
+        """
+    ).assert_outcomes(passed=1)
+
+
+def test_each_test_starts_without_tokens(run: Any) -> None:
+    """A token of one test serves no other one, although every credential of the process shares a cache."""
+    run(
+        """
+        import pytest
+        from azure_imds_credential import ImdsCredential
+        from azure_imds_credential.testing import ImdsEmulator
+
+        @pytest.fixture(scope="session")
+        def shared():
+            with ImdsEmulator() as imds:
+                yield imds
+
+        @pytest.mark.parametrize("fixture", ["imds_emulator", "imds_credential", "no_network"] * 2)
+        def test_asks(fixture, request, shared):
+            request.getfixturevalue(fixture)
+            shared.clear_requests()
+            for _ in range(2):
+                ImdsCredential(endpoint=shared.endpoint).get_token("https://vault.azure.net/.default")
+            shared.assert_requests(1)
+
+        def test_asks_after_the_others(shared):
+            shared.clear_requests()
+            ImdsCredential(endpoint=shared.endpoint).get_token("https://vault.azure.net/.default")
+            shared.assert_requests(1)
+        """
+    ).assert_outcomes(passed=7)
+
+
+def test_code_that_makes_its_own_credential(run: Any) -> None:
+    """The environment leads any credential to the emulator, whatever other source it named before."""
+    run(
+        """
+        import pytest
+        from azure.identity import ManagedIdentityCredential
+        from azure_imds_credential import ImdsCredential
+
+        @pytest.fixture(autouse=True)
+        def elsewhere(monkeypatch):
+            monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9")
+            monkeypatch.setenv("IDENTITY_HEADER", "x")
+
+        @pytest.mark.parametrize("credential", [ImdsCredential, ManagedIdentityCredential])
+        def test_token(elsewhere, imds_emulator, credential):
+            with credential() as made:
+                assert made.get_token("https://vault.azure.net/.default").token == imds_emulator.tokens[0]
+        """
+    ).assert_outcomes(passed=2)
+
+
+def test_options_of_the_emulator(run: Any) -> None:
+    """The marker takes the emulator's options, also for a whole module."""
+    run(
+        """
+        import pytest
+        from azure_imds_credential import IdentityUnavailableError
+        from azure_imds_credential.testing import UserAssigned
+
+        pytestmark = pytest.mark.imds(identities=[])
+
+        def test_none(imds_credential):
+            with pytest.raises(IdentityUnavailableError):
+                imds_credential.get_token("https://vault.azure.net/.default")
+
+        @pytest.mark.imds(identities=[UserAssigned("reader")], profile="vmss")
+        def test_one(imds_credential):
+            assert imds_credential.whoami().client_id == UserAssigned("reader").client_id
+        """
+    ).assert_outcomes(passed=2)
+
+
+def test_a_failing_count_reads_well(run: Any) -> None:
+    """A failed assert_requests shows the requests in the report of the test."""
+    result = run(
+        """
+        def test_token(imds_credential, imds_emulator):
+            imds_credential.get_token("https://vault.azure.net/.default")
+            imds_emulator.assert_requests(2)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*expected 2 IMDS request(s), found 1. All that came:",
+            "E*1. *GET /metadata/identity/oauth2/token?*resource=https*vault.azure.net* (Metadata: true) -> 200",
+        ]
+    )
+
+
+def test_no_network_means_loopback_only(run: Any) -> None:
+    """Other addresses and all names are refused, by parsed address; loopback in any spelling works."""
+    run(
+        """
+        import socket
+        import pytest
+
+        OUTSIDE = ["192.0.2.1", "127.0.0.1.example.com", "localhost.example.com", "2001:db8::1", "10.0.0.1"]
+
+        @pytest.mark.parametrize("host", OUTSIDE)
+        def test_refused(no_network, host):
+            with pytest.raises(BaseException, match="would leave this machine") as refusal:
+                socket.create_connection((host, 80), timeout=1)
+            assert not isinstance(refusal.value, Exception)
+            assert no_network
+
+        @pytest.mark.parametrize("look_up", ["gethostbyname", "gethostbyname_ex", "getaddrinfo"])
+        def test_no_names(no_network, look_up):
+            with pytest.raises(BaseException, match="a look-up of management.azure.com would leave"):
+                getattr(socket, look_up)("management.azure.com", *([80] if look_up == "getaddrinfo" else []))
+
+        @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
+        def test_loopback(no_network, host):
+            with pytest.raises(OSError):
+                socket.create_connection((host, 9), timeout=1)
+            assert no_network == []
+
+        def test_with_the_emulator(no_network, imds_credential):
+            assert imds_credential.get_token("https://vault.azure.net/.default").token
+        """
+    ).assert_outcomes(passed=13)
+
+
+def test_no_network_ends_with_the_test(run: Any) -> None:
+    """What comes after a test with no_network may use the network again."""
+    run(
+        """
+        import socket
+        before = socket.socket.connect, socket.getaddrinfo
+
+        def test_inside(no_network):
+            assert (socket.socket.connect, socket.getaddrinfo) != before
+
+        def test_outside():
+            assert (socket.socket.connect, socket.getaddrinfo) == before
+        """
+    ).assert_outcomes(passed=2)
+
+
+def recording() -> Path:
+    """A recording of this project that reads a secret with the system-assigned identity."""
+    return next(path for path in sorted(RECORDINGS.glob("*.yaml")) if "system" in path.stem)
+
+
+REPLAYED = """
+    import pytest
+    from azure_imds_credential import ImdsCredential
+
+    {marker}
+    def test_replayed(imds_recording):
+        token = ImdsCredential().get_token("https://vault.azure.net/.default")
+        assert token.token.count(".") == 2
+        assert imds_recording.play_count == 1
+"""
+
+
+def test_a_recording_is_found_by_the_name_of_the_test(run: Any, pytester: pytest.Pytester) -> None:
+    """The recording of a test lies in recordings/MODULE/TEST.yaml beside it, and is replayed without any network."""
+    target = pytester.path / "recordings" / "test_user" / "test_replayed.yaml"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(recording().read_bytes())
+    run(REPLAYED.format(marker="")).assert_outcomes(passed=1)
+
+
+def test_a_recording_can_be_named(run: Any) -> None:
+    """A marker names another recording; other sources in the environment do not keep it from being replayed."""
+    marker = f"@pytest.mark.imds_recording({str(recording())!r})"
+    source = (
+        REPLAYED.format(marker=marker).replace("def test_replayed(", "def test_replayed(elsewhere, ")
+        + """
+    @pytest.fixture(autouse=True)
+    def elsewhere(monkeypatch):
+        monkeypatch.setenv("MSI_ENDPOINT", "http://127.0.0.1:9")
+    """
+    )
+    run(source).assert_outcomes(passed=1)
+
+
+def test_a_missing_recording_says_how_to_make_it(run: Any) -> None:
+    """Without a recording the test is an error that says how one is made; nothing is sent."""
+    result = run(REPLAYED.format(marker=""))
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E*FileNotFoundError: no recording *test_user*test_replayed.yaml*"])
+
+
+def test_a_recording_is_made_on_request(run: Any, pytester: pytest.Pytester) -> None:
+    """With --imds-record=once the test asks whatever IMDS there is; the next run replays that, with it gone."""
+    source = """
+        import os
+        from azure_imds_credential import ImdsCredential
+        from azure_imds_credential.testing import ImdsEmulator
+
+        def test_token(imds_recording, monkeypatch):
+            with ImdsEmulator() as imds:
+                monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+                assert ImdsCredential().get_token("https://vault.azure.net/.default").token
+                assert len(imds.requests) == {requests}
+    """
+    run(source.format(requests=1), "--imds-record=once").assert_outcomes(passed=1)
+    assert (pytester.path / "recordings" / "test_user" / "test_token.yaml").is_file()
+    run(source.format(requests=0)).assert_outcomes(passed=1)
+
+
+def test_the_markers_and_fixtures_are_listed(run: Any) -> None:
+    """`pytest --markers` and `--fixtures` show what the plugin offers, each with its explanation."""
+    run("", "--markers").stdout.fnmatch_lines(["@pytest.mark.imds(*", "@pytest.mark.imds_recording(path): *"])
+    run("", "--fixtures").stdout.fnmatch_lines_random(
+        ["imds_emulator -- *", "imds_credential -- *", "no_network -- *", "imds_recording -- *"]
+    )
+
+
+UNUSED = """
+import sys
+
+def test_nothing():
+    libraries = {"cryptography", "vcr", "yaml", "msal", "requests", "jwt", "trustme", "asyncio.base_events"}
+    assert not libraries & set(sys.modules)
+    kit = {name for name in sys.modules if name.startswith("azure_imds_credential.testing.")}
+    assert kit == {"azure_imds_credential.testing._plugin"}
+"""
+
+
+def test_it_costs_nothing_when_unused(tmp_path: Path) -> None:
+    """A run that uses no fixture of the plugin loads no module of the kit but the plugin, and no library it needs."""
+    (tmp_path / "test_user.py").write_text(UNUSED)
+    command = [sys.executable, "-m", "pytest", "-q", *ALONE, "test_user.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
