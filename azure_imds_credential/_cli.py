@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(arguments.json, error, error.code, {"error": type(error).__name__, "message": str(error)})
     except KeyboardInterrupt:
         return INTERRUPTED
-    print(json.dumps(result.facts, indent=2) if arguments.json else result.text)  # noqa: T201 # its job
+    if result.facts:
+        print(json.dumps(result.facts, indent=2) if arguments.json else result.text)  # noqa: T201 # its job
     return result.code
 
 
@@ -143,4 +144,7 @@ def _add_emulate(emulate: argparse.ArgumentParser) -> None:
         dest="source",
         choices=("azure-cli",),
         help="hand out real tokens of the developer's `az login` instead of fake ones",
+    )
+    emulate.add_argument(
+        "--bridge", metavar="NAME", help="with --from: listen on this bridge instead, for example docker0 (Linux)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -145,7 +146,33 @@ def secret(arguments: argparse.Namespace) -> Result:
 
 def emulate(arguments: argparse.Namespace) -> Result:
     """Run the emulator until it is interrupted."""
-    raise NotImplementedError
+    try:
+        from .testing import SystemAssigned, UserAssigned, run_emulator
+    except ImportError as error:
+        raise CommandError(_TESTING_EXTRA) from error
+    system = [SystemAssigned()] if arguments.system_assigned else []
+    named = [*system, *map(UserAssigned, arguments.user_assigned)]
+    if named and arguments.no_identity:
+        raise CommandError("--no-identity goes without --system-assigned and --user-assigned")
+
+    def say(line: str) -> None:
+        name, _, value = line.partition("=")
+        print(json.dumps({name: value}) if arguments.json else line, flush=True)  # noqa: T201 # for scripts to read
+
+    try:
+        run_emulator(
+            named or ([] if arguments.no_identity else None),
+            host=arguments.host,
+            port=arguments.port,
+            profile=arguments.profile,
+            throttle=arguments.throttle,
+            source=arguments.source,
+            bridge=arguments.bridge,
+            say=say,
+        )
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    return Result({}, "")
 
 
 def scan(arguments: argparse.Namespace) -> Result:

@@ -448,3 +448,65 @@ def test_as_a_process(command: list[str], imds: ImdsEmulator) -> None:
         command = [str(Path(sys.executable).parent / "azure-imds")]
     done = subprocess.run([*command, "whoami", "--json"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["client_id"] == SYSTEM.client_id
+
+
+# emulate
+
+
+@pytest.mark.parametrize(
+    ("argv", "has"),
+    [
+        ([], [SYSTEM]),
+        (["--no-identity"], []),
+        (["--user-assigned", "a", "--user-assigned", "b"], [UserAssigned("a"), UserAssigned("b")]),
+        (["--system-assigned", "--user-assigned", "app"], [SYSTEM, USER]),
+    ],
+)
+def test_emulate_makes_the_machine(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, argv: Any, has: Any
+) -> None:
+    """`emulate` is `run_emulator`: the options name the identities, and one line says where it is."""
+    made: list[Any] = []
+
+    def run_emulator(identities: Any, *, say: Callable[[str], None], **options: Any) -> None:
+        with ImdsEmulator(
+            identities, **{name: options[name] for name in ("host", "port", "profile", "throttle")}
+        ) as imds:
+            say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={imds.endpoint}")
+            made.extend(imds.identities)
+
+    monkeypatch.setattr("azure_imds_credential.testing._serve.run_emulator", run_emulator)
+    ended = run("emulate", *argv)
+    assert (ended.code, ended.err, made) == (0, "", has)
+    assert re.fullmatch(r"AZURE_POD_IDENTITY_AUTHORITY_HOST=http://127\.0\.0\.1:\d+\n", ended.out)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--no-identity", "--system-assigned"], "--no-identity"),
+        (["--bridge", "docker0"], "bridge"),
+        (["--from", "azure-cli", "--host", "192.0.2.1"], "192.0.2.1"),
+        (["--host", "192.0.2.1"], "Errno"),  # an address that this machine does not have
+    ],
+)
+def test_emulate_refuses(run: Callable[..., Run], argv: list[str], said: str) -> None:
+    """`emulate` says what it will not do, in a sentence."""
+    ended = run("emulate", *argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_emulate_as_a_process() -> None:
+    """`azure-imds emulate --json` tells where it is, answers, and ends well when it is asked to."""
+    command = [sys.executable, "-m", "azure_imds_credential", "emulate", "--json", "--user-assigned", "app"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            endpoint = json.loads(process.stdout.readline())["AZURE_POD_IDENTITY_AUTHORITY_HOST"]
+            assert main(["whoami", "--endpoint", endpoint, "--client-id", USER.client_id]) == 0
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
