@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import _commands
-from ._commands import EXIT_CODES, FOUND, INTERRUPTED, USAGE, VAULT, CommandError
+from ._results import EXIT_CODES, FOUND, INTERRUPTED, USAGE, VAULT, CommandError, Result, facts_of
 from ._version import __version__
 from .exceptions import ImdsError
 
@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        result: _commands.Result = arguments.run(arguments)
+        result: Result = arguments.run(arguments)
     except ImdsError as error:
-        return _failed(arguments.json, error, EXIT_CODES.get(type(error), USAGE), _commands.facts_of(error))
+        return _failed(arguments.json, error, EXIT_CODES.get(type(error), USAGE), facts_of(error))
     except CommandError as error:
         return _failed(arguments.json, error, error.code, {"error": type(error).__name__, "message": str(error)})
     except KeyboardInterrupt:

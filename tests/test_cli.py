@@ -18,11 +18,15 @@ from azure_imds_credential import (
     IdentityMismatchError,
     IdentityUnavailableError,
     ImdsRequestError,
+    ImdsServiceError,
+    ImdsThrottledError,
     ImdsUnavailableError,
     _commands,
 )
 from azure_imds_credential._cli import main
-from azure_imds_credential._commands import EXIT_CODES, Clocks
+from azure_imds_credential._commands import Clocks
+from azure_imds_credential._results import EXIT_CODES, FOUND, INTERRUPTED, USAGE
+from azure_imds_credential._results import VAULT as VAULT_REFUSED
 from azure_imds_credential.exceptions import ImdsError
 from azure_imds_credential.testing import (
     ImdsEmulator,
@@ -199,8 +203,8 @@ ENDINGS: list[tuple[str, dict[str, Any], type[ImdsError]]] = [
     ("no identity", {"argv": ["--client-id", NOBODY]}, IdentityUnavailableError),
     ("somebody else's", {"faults": [MISMATCH]}, IdentityMismatchError),
     ("refused", {"scope": "nonsense/.default"}, ImdsRequestError),
-    ("throttled", {"faults": [faults.throttled(retry_after=90)]}, _commands.e.ImdsThrottledError),
-    ("ill", {"faults": [faults.status(503, retry_after=90)]}, _commands.e.ImdsServiceError),
+    ("throttled", {"faults": [faults.throttled(retry_after=90)]}, ImdsThrottledError),
+    ("ill", {"faults": [faults.status(503, retry_after=90)]}, ImdsServiceError),
 ]
 
 
@@ -230,7 +234,7 @@ def test_exit_codes_are_told_apart() -> None:
     """Every class of error that can be raised is in the table, and no two share a code with each other or the rest."""
     classes = {cls for cls in ImdsError.__subclasses__() if cls.__module__ == ImdsError.__module__}
     assert set(EXIT_CODES) == classes
-    codes = [*EXIT_CODES.values(), 0, _commands.FOUND, _commands.USAGE, _commands.VAULT, _commands.INTERRUPTED]
+    codes = [*EXIT_CODES.values(), 0, FOUND, USAGE, VAULT_REFUSED, INTERRUPTED]
     assert len(set(codes)) == len(codes)
 
 
