@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from proving import HERE, Colour, run, tool
+from proving import CACHE, HERE, Colour, run, tool
 
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
@@ -58,9 +59,12 @@ def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory)
 def peers() -> Path:
     """The servers from npm, installed as the lock file says, once per lock file."""
     folder = HERE / "peers"
-    stamp, lock = folder / "node_modules" / ".installed-from", (folder / "package-lock.json").read_text()
-    if not stamp.exists() or stamp.read_text() != lock:
-        tool("node")
-        run(tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
-        stamp.write_text(lock)
+    stamp, wanted = folder / "node_modules" / ".installed-from", (folder / "package-lock.json").read_text()
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "npm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be installing
+        if not stamp.exists() or stamp.read_text() != wanted:
+            tool("node")
+            run(tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+            stamp.write_text(wanted)
     return folder / "node_modules"
