@@ -6,8 +6,11 @@ import asyncio
 import base64
 import http.client
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import requests
@@ -125,7 +129,7 @@ def test_one_identity_has_one_fake_wherever_it_is_named(made: tuple[Path, str]) 
     assert claims["appid"] == answer["client_id"] != REAL.client_id
     named = re.search(r"msi_res_id=([^&]+)", asked["request"]["uri"])
     assert named
-    assert requests.utils.unquote(named[1]).lower() == claims["xms_mirid"].lower()
+    assert unquote(named[1]).lower() == claims["xms_mirid"].lower()
 
 
 def test_the_order_of_requests_does_not_change_the_fakes(tmp_path: Path) -> None:
@@ -189,6 +193,8 @@ GUID = "0c4cf5b6-3d44-4f64-9a4b-6b6c2f6a7d22"
         ('{"access_token": "opaque", "expires_on": "99"}', {}, "opaque"),
         ('{"value": "hunter2", "id": "https://v/secrets/a/b"}', {}, "hunter2"),
         ("Endpoint=sb://x/;SharedAccessKey=hunter2hunter2=", {}, "hunter2"),
+        ('{"properties": {"primaryConnectionString": "hunter2"}}', {}, "hunter2"),
+        ('{"keys": [{"keyName": "key1", "value": "' + "A" * 86 + '=="}]}', {}, "AAAA"),
         ("", {"Set-Cookie": "session=hunter2"}, "hunter2"),
         ("", {"x-ms-keyvault-network-info": "addr=203.0.113.7"}, "203.0.113.7"),
         ("", {"x-ms-request-id": GUID}, GUID),
@@ -415,6 +421,39 @@ def test_a_replay_needs_a_recording(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="record_mode"), imds_vcr(tmp_path / "none.yaml"):
         pytest.fail("nothing was there to replay")
     assert not (tmp_path / "none.yaml").exists()
+
+
+def test_once_replays_what_is_there(tmp_path: Path) -> None:
+    """Record mode "once" with a file is a replay with all its refusals, whatever runs at the recorded address."""
+    with ImdsEmulator() as imds:
+        for _ in range(2):
+            with imds_vcr(tmp_path / "a.yaml", record_mode="once"):
+                token_request(imds.endpoint)
+        with pytest.raises(ReplayError), imds_vcr(tmp_path / "a.yaml", record_mode="once"), loopback_only():
+            token_request(imds.endpoint, client_id=GUID)
+    imds.assert_requests(1)
+
+
+def test_a_recording_is_no_decorator() -> None:
+    """As a decorator it would end before an async function ran; so it is refused where it is written."""
+    with pytest.raises(TypeError, match="not callable"):
+        imds_vcr(RECORDINGS / "system-assigned.yaml")(read_secret_async)  # type: ignore[operator] # that is the point
+
+
+def test_one_command_records_a_session(tmp_path: Path) -> None:
+    """`recordings/record.py`, the command for a VM, makes a recording that is clean and replays."""
+    made = tmp_path / "made.yaml"
+    with ImdsEmulator([REAL]) as imds, VaultDouble("one-command", {"password": "hunter2"}) as vault:
+        there = {**os.environ, **vault.environment(), "AZURE_POD_IDENTITY_AUTHORITY_HOST": imds.endpoint}
+        said = ["--vault-url", vault.url, "--secret", "password", "--client-id", REAL.client_id]
+        command = [sys.executable, str(RECORDINGS / "record.py"), str(made), *said]
+        done = subprocess.run(command, env=there, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("secret password :  hunter2\n")
+    assert [part for part in PRIVATE if part in made.read_text().lower()] == []
+    with imds_vcr(made):
+        secret = SecretClient(vault.url, ImdsCredential(client_id=REAL.client_id)).get_secret("password")
+    assert secret.value == "scrubbed value of password"
 
 
 def test_a_replay_changes_no_file() -> None:

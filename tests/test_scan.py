@@ -68,6 +68,7 @@ def header(name: str, value: str) -> str:
         ("secret value", "a.yaml", body(json.dumps({"value": "hunter2", "id": "https://v/secrets/a/1"}))),
         ("secret value", "a.yaml", body(json.dumps({"value": "hunter2"}))),
         ("secret value", "a.json", json.dumps({"ResponseBody": {"value": "x", "id": "https://v/secrets/a/1"}})),
+        ("secret value", "a.yaml", body(json.dumps({"properties": {"clientSecret": "hunter2"}}))),
         ("connection string", "a.yaml", body(f"DefaultEndpointsProtocol=https;AccountKey={STORAGE_KEY}")),
         ("connection string", "a.yaml", body("Server=tcp:db;Password=hunter2-and-more;")),
         ("connection string", "a.txt", f"the key is {STORAGE_KEY}"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 from urllib.parse import parse_qsl, urlsplit
 
 import vcr  # type: ignore[import-untyped] # vcrpy ships no types
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
+_P = ParamSpec("_P")
 _MATCH_ON = ("method", "scheme", "host", "port", "path", "query that matters")
 
 
@@ -35,7 +37,31 @@ class UnsafeRecordingError(AssertionError):
     """What would have been written down holds something that looks live; nothing was written."""
 
 
-@contextmanager
+class _WithBlock(AbstractContextManager[Any]):
+    """A context manager that cannot be used as a decorator: on an async function it would end before the function ran.
+
+    What the function then asks for would go to the real IMDS.
+    """
+
+    def __init__(self, inner: AbstractContextManager[Any]) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> Any:
+        return self._inner.__enter__()
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._inner.__exit__(*exception)
+
+
+def _only_in_with(generator: Callable[_P, Iterator[Any]]) -> Callable[_P, _WithBlock]:
+    @functools.wraps(generator)
+    def manager(*args: _P.args, **kwargs: _P.kwargs) -> _WithBlock:
+        return _WithBlock(contextmanager(generator)(*args, **kwargs))
+
+    return manager
+
+
+@_only_in_with
 def imds_vcr(
     recording: str | os.PathLike[str],
     *,
@@ -51,11 +77,13 @@ def imds_vcr(
             SecretClient("https://demo-system.vault.azure.net", ImdsCredential()).get_secret("greeting")
 
     Written down are dummies of the tokens with the same claims, and fakes of identities, tenants, subscriptions,
-    request IDs and secret values: the same fake for the same identity in every recording. What still looks live is
-    refused. Requests match on method, scheme, host, port, path and query; `api-version`, which follows the release of
-    an SDK, does not count, and neither does the address of IMDS. A program may go on using its own client ID when it
-    replays. All instants of an answer are moved as if it were given now. IMDS repeats its last answer when it is asked
-    more often than was recorded; everything else is an error then.
+    request IDs and secret values: the same fake for the same identity in every recording. Host names and the names of
+    secrets stay, since requests are matched by them. What still looks live is refused.
+
+    Requests match on method, scheme, host, port, path and query; `api-version`, which follows the release of an SDK,
+    does not count, and neither does the address of IMDS. A program may go on using its own client ID when it replays.
+    All instants of an answer are moved as if it were given now. IMDS repeats its last answer when it is asked more
+    often than was recorded; everything else is an error then.
 
     A replay is for one thread at a time: vcrpy takes its patches off for the whole process whenever one thread opens a
     connection, and what other threads ask for meanwhile goes to the network. During a replay such requests, and all
@@ -63,7 +91,8 @@ def imds_vcr(
 
     Args:
         recording: The file, YAML. Use one vault host per recording: Key Vault's clients remember challenges by host.
-        record_mode: "none" replays. "once", "new_episodes" and "all" record, as vcrpy describes them.
+        record_mode: "none" replays. "once" records if there is no file yet, else replays. "new_episodes" and "all"
+            record, as vcrpy describes them.
         clock: Epoch seconds that the replayed answers are given on.
         vcr_options: Options of `vcr.VCR.use_cassette`. Filters and matchers are added to those described above.
 
@@ -75,8 +104,9 @@ def imds_vcr(
         ReplayError: At the end of a replay: a request was not in the recording, or tried to leave this machine.
         UnsafeRecordingError: At the end of recording: it would have held something that looks live.
     """
-    replaying = record_mode == "none"
-    if replaying and not Path(recording).is_file():
+    exists = Path(recording).is_file()
+    replaying = record_mode == "none" or (record_mode == "once" and exists)
+    if replaying and not exists:
         raise FileNotFoundError(f'no recording {recording}: make it once with imds_vcr(..., record_mode="once")')
     scrubber, persister = Scrubber(), _CheckedPersister(vcr_options.pop("persister", FilesystemPersister))
     recorder = vcr.VCR()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ._dummies import SCRUBBED, TOKEN, is_dummy_token, looks_signed
-from ._scrub import SECRET_PAIR, TOKEN_MEMBERS, is_secret_value, read_json
+from ._scrub import SECRET_MEMBERS, SECRET_PAIR, STORAGE_KEY, TOKEN_MEMBERS, is_secret_value, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 _BEARER = re.compile(
     r"\b(?:Bearer|Basic|PoP|SharedKey(?:Lite)?)\s+(?!\w+=\\?[\"'])(?P<value>[\w.~+/:-]{20,}=*)", re.IGNORECASE
 )
-_STORAGE_KEY = re.compile(r"(?<![A-Za-z0-9+/])(?P<value>[A-Za-z0-9+/]{86}==)")  # 64 bytes in base64
 _PRIVATE_KEY = re.compile(r"(?P<value>-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----)")
 _PATTERNS = (
     ("bearer header", _BEARER),
     ("connection string", SECRET_PAIR),
-    ("connection string", _STORAGE_KEY),
+    ("connection string", STORAGE_KEY),
     ("private key", _PRIVATE_KEY),
 )
 _CREDENTIAL_HEADERS = frozenset(
@@ -136,8 +135,9 @@ def _in_document(content: Any, where: str) -> Iterator[tuple[str, tuple[str, str
 
 
 def _in_member(name: str, value: Any, where: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    if name in TOKEN_MEMBERS and isinstance(value, str) and value and not _is_fake(value):
-        yield where, ("token", value)
+    if name in TOKEN_MEMBERS | SECRET_MEMBERS and isinstance(value, str) and value:
+        if not _is_fake(value):
+            yield where, ("token" if name in TOKEN_MEMBERS else "secret value", value)
     elif name in _CREDENTIAL_HEADERS:
         for header in value if isinstance(value, list) else [value]:
             if header and not _is_fake(str(header).rpartition(" ")[2]):

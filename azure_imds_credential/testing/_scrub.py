@@ -31,6 +31,12 @@ _KEPT_REQUEST_HEADERS = frozenset({"accept", "content-type", "metadata"})
 _DROPPED_RESPONSE_HEADERS = frozenset({"set-cookie", "x-ms-keyvault-network-info"})
 
 TOKEN_MEMBERS = frozenset({"access_token", "id_token", "refresh_token"})
+# Names in lower case; what other Azure services call the secrets that they hand out.
+SECRET_MEMBERS = frozenset(
+    {"accountkey", "client_secret", "clientsecret", "password", "sharedaccesskey", "primarykey", "secondarykey"}
+    | {"connectionstring", "primaryconnectionstring", "secondaryconnectionstring"}
+)
+STORAGE_KEY = re.compile(r"(?<![A-Za-z0-9+/])(?P<value>[A-Za-z0-9+/]{86}==)")  # 64 bytes in base64
 # name=value, in connection strings (";"), forms and signed URLs ("&").
 SECRET_PAIR = re.compile(
     r"(?P<name>\b(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd|client_secret|client_assertion|sig)=)"
@@ -148,8 +154,12 @@ def _walk(document: Any) -> Any:
 
 
 def _member(name: str, value: Any, beside: dict[str, Any]) -> Any:
-    if name not in TOKEN_MEMBERS or not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value:
         return _walk(value)
+    if name.lower() in SECRET_MEMBERS:
+        return SCRUBBED
+    if name not in TOKEN_MEMBERS:
+        return scrub_text(value)
     if TOKEN.fullmatch(value):
         return scrub_text(value)
     # Tokens are opaque by contract: one that is no JWT becomes one all the same, with what the answer says of it.
@@ -186,5 +196,5 @@ def scrub_text(text: str, note: Callable[[str, str], str] = lambda _, fake: fake
 
 
 def scrub_pairs(text: str) -> str:
-    """A text without the secrets of its name=value pairs."""
-    return SECRET_PAIR.sub(lambda pair: pair["name"] + SCRUBBED, text)
+    """A text without the secrets of its name=value pairs, and without the keys of storage accounts."""
+    return STORAGE_KEY.sub(SCRUBBED, SECRET_PAIR.sub(lambda pair: pair["name"] + SCRUBBED, text))
