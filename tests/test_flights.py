@@ -1,0 +1,289 @@
+"""One request for all who ask at once: threads, tasks and loops, and what happens when one of them leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import pytest
+from colours import VAULT, Colour
+
+from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
+from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
+from azure_imds_credential.testing import ImdsEmulator, faults
+
+MANY = 64
+
+
+def _at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    """Make all calls in threads that set out together; give what each returned or raised."""
+    barrier = threading.Barrier(len(calls))
+
+    def call(one: Callable[[], Any]) -> Any:
+        barrier.wait(30)
+        try:
+            return one()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls))
+
+
+def test_threads_on_one_credential_cost_one_request(imds: ImdsEmulator) -> None:
+    """64 threads that share a credential."""
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    assert set(_at_once([lambda: credential.get_token(VAULT).token] * MANY)) == {imds.tokens[0]}
+    imds.assert_requests(1)
+
+
+def test_threads_with_their_own_credentials_cost_one_request(imds: ImdsEmulator) -> None:
+    """64 threads with a credential each."""
+    ask = [lambda: ImdsCredential(endpoint=imds.endpoint).get_token(VAULT).token] * MANY
+    assert set(_at_once(ask)) == {imds.tokens[0]}
+    imds.assert_requests(1)
+
+
+def test_tasks_loops_and_threads_together_cost_one_request() -> None:
+    """1,000 tasks in four event loops and 64 threads, sync and aio mixed, while IMDS takes its time."""
+
+    async def tasks(number: int) -> set[str]:
+        credential = AsyncImdsCredential(endpoint=imds.endpoint)
+        return {token.token for token in await asyncio.gather(*(credential.get_token(VAULT) for _ in range(number)))}
+
+    with ImdsEmulator(latency=0.3) as imds:
+        loops: list[Callable[[], Any]] = [lambda: asyncio.run(tasks(250))] * 4
+        threads: list[Callable[[], Any]] = [lambda: {ImdsCredential(endpoint=imds.endpoint).get_token(VAULT).token}]
+        results = _at_once(loops + threads * MANY)
+        assert all(result == {imds.tokens[0]} for result in results), results
+        imds.assert_requests(1)
+
+
+def test_many_resources_at_once_keep_to_the_limits_of_imds() -> None:
+    """64 tokens for 64 resources: at most five requests at a time, and never a 429 for being too many at once."""
+    with ImdsEmulator(latency=0.02) as imds:
+        scopes = [f"https://r{number}.example/.default" for number in range(MANY)]
+        credential = ImdsCredential(endpoint=imds.endpoint)
+        running, most = 0, 0
+        lock = threading.Lock()
+
+        def counted(reply: Any) -> Any:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            yield from faults.slow(0.02)(reply)
+            with lock:
+                running -= 1
+
+        imds.script(*[counted] * MANY)
+        results = _at_once([lambda scope=scope: credential.get_token(scope).token for scope in scopes])  # type: ignore[misc] # binds the loop's value
+        assert not [result for result in results if isinstance(result, Exception)]
+        assert len(set(results)) == MANY
+        assert 1 < most <= 5
+        imds.assert_requests(MANY)
+
+
+def test_each_caller_raises_an_error_of_its_own() -> None:
+    """A failed flight fails all who waited, each with its own instance: one raised twice would mix tracebacks."""
+    with ImdsEmulator(identities=[], latency=0.3) as imds:
+        credential = ImdsCredential(endpoint=imds.endpoint)
+        errors = _at_once([lambda: credential.get_token(VAULT)] * 16)
+        assert {type(error) for error in errors} == {IdentityUnavailableError}
+        assert len({id(error) for error in errors}) == 16
+        imds.assert_requests(1)
+
+
+def test_a_cancelled_task_takes_nothing_from_the_others(imds: ImdsEmulator) -> None:
+    """The task that asked first is cancelled; the request goes on and serves the rest."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+
+    async def scenario() -> None:
+        credential = AsyncImdsCredential(endpoint=imds.endpoint)
+        leader = asyncio.create_task(credential.get_token(VAULT))
+        await asyncio.to_thread(imds.wait_for_requests, 1)
+        others = [asyncio.create_task(credential.get_token(VAULT)) for _ in range(5)]
+        await asyncio.sleep(0)
+        leader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leader
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(credential.get_token(VAULT), 0.05)
+        answer.set()
+        assert {(await other).token for other in others} == {imds.tokens[0]}
+
+    asyncio.run(scenario())
+    imds.assert_requests(1)
+
+
+def test_a_loop_that_ends_takes_nothing_from_the_others(imds: ImdsEmulator) -> None:
+    """`asyncio.run` ends while its task waits; a thread and another loop get the token of the same request."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    credential = AsyncImdsCredential(endpoint=imds.endpoint)
+
+    async def gives_up() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(credential.get_token(VAULT), 0.2)
+
+    asyncio.run(gives_up())
+    with ThreadPoolExecutor(2) as pool:
+        sync = pool.submit(ImdsCredential(endpoint=imds.endpoint).get_token, VAULT)
+        other = pool.submit(lambda: asyncio.run(credential.get_token(VAULT)))
+        time.sleep(0.05)
+        answer.set()
+        assert sync.result(10).token == other.result(10).token == imds.tokens[0]
+    imds.assert_requests(1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer signal")
+def test_an_interrupt_reaches_its_caller_alone(imds: ImdsEmulator) -> None:
+    """Ctrl-C in the thread that asked first; who waits with it gets the token of the same request."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            credential.get_token(VAULT)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(credential.get_token, VAULT)
+        answer.set()
+        assert waiting.result(10).token == imds.tokens[0]
+    imds.assert_requests(1)
+
+
+def test_a_leader_that_is_interrupted_before_it_asked_is_replaced(
+    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes while the thread of the request is being started: nobody hangs, the next caller asks."""
+    start, interrupted = threading.Thread.start, []
+
+    def interrupt_once(self: threading.Thread) -> None:
+        if self.name == "azure-imds-credential" and not interrupted:
+            interrupted.append(self)
+            raise KeyboardInterrupt
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupt_once)
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    with pytest.raises(KeyboardInterrupt):
+        credential.get_token(VAULT)
+    assert credential.get_token(VAULT).token == imds.tokens[0]
+    imds.assert_requests(1)
+
+
+def test_where_no_thread_can_start_the_caller_asks_itself(
+    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the interpreter is shutting down: the token comes all the same."""
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == "azure-imds-credential":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert colour.ask(imds.endpoint).token == imds.tokens[0]
+
+
+def test_who_has_little_time_leaves_and_the_others_stay(colour: Colour, imds: ImdsEmulator) -> None:
+    """A short `timeout` ends one caller's wait, not the request."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(colour.ask, imds.endpoint)
+        imds.wait_for_requests(1)
+        begun = time.monotonic()
+        with pytest.raises(ImdsError, match=r"within 0\.2 s"):
+            colour.ask(imds.endpoint, timeout=0.2)
+        assert time.monotonic() - begun < 2
+        answer.set()
+        assert patient.result(10).token == imds.tokens[0]
+    imds.assert_requests(1)
+
+
+def test_who_has_time_left_starts_the_next_flight(colour: Colour, imds: ImdsEmulator) -> None:
+    """A flight that failed because its leader had little time is taken over by a waiter that has more."""
+    imds.script(faults.hang)
+    with ThreadPoolExecutor(2) as pool:
+        hasty = pool.submit(colour.ask, imds.endpoint, timeout=0.5)
+        imds.wait_for_requests(1)
+        patient = pool.submit(colour.ask, imds.endpoint, timeout=20)
+        with pytest.raises(ImdsError):
+            hasty.result(10)
+        assert patient.result(10).token == imds.tokens[0]
+    imds.assert_requests(2)
+
+
+def test_a_request_that_hangs_for_good_does_not_hold_up_later_ones(colour: Colour, imds: ImdsEmulator) -> None:
+    """A server that drips its header for ever: the flight overruns its time, and the next caller asks anew."""
+    imds.script(faults.drip(0.05, headers=True))
+    with pytest.raises(ImdsError):
+        colour.ask(imds.endpoint, timeout=0.3)
+    assert colour.ask(imds.endpoint, timeout=10).token == imds.tokens[0]
+    imds.assert_requests(2)
+
+
+def test_five_requests_that_hang_for_good_leave_the_gate_open(imds: ImdsEmulator) -> None:
+    """Their places are given to others once their time is over, though their threads still hang."""
+    imds.script(*[faults.drip(0.05, headers=True)] * 5)
+    credential = ImdsCredential(endpoint=imds.endpoint, timeout=0.3)
+    errors = _at_once([lambda n=n: credential.get_token(f"https://hangs{n}.example") for n in range(5)])  # type: ignore[misc] # binds the loop's value
+    assert all(isinstance(error, ImdsError) for error in errors)
+    assert ImdsCredential(endpoint=imds.endpoint, timeout=10).get_token(VAULT).token == imds.tokens[-1]
+
+
+def test_a_forced_refresh_neither_joins_nor_serves_an_ordinary_one(imds: ImdsEmulator) -> None:
+    """While an ordinary request hangs, a forced one goes its own way, and its token outlives the older answer."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    with ThreadPoolExecutor(1) as pool:
+        ordinary = pool.submit(credential.get_token, VAULT)
+        imds.wait_for_requests(1)
+        forced = credential.get_token(VAULT, force_refresh=True).token
+        answer.set()
+        assert ordinary.result(10).token == forced  # the newer one
+    assert credential.get_token(VAULT).token == forced
+    assert [request.param("bypass_cache") for request in imds.requests] == [None, "true"]
+
+
+def test_an_error_of_a_users_hook_reaches_every_caller(colour: Colour, imds: ImdsEmulator) -> None:
+    """What a hook raises is handed through as it is, though it was raised on the thread of the request."""
+
+    class HookError(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def hook(response: Any) -> None:
+        raise HookError(1, 2)
+
+    with pytest.raises(HookError, match="1 and 2"):
+        colour.ask(imds.endpoint, raw_response_hook=hook)
+
+
+def test_a_failed_flight_is_over(colour: Colour, imds: ImdsEmulator) -> None:
+    """No error is kept: the next call asks again, at once (msal keeps a 500 for five seconds)."""
+    imds.script(faults.status(500, b'{"error":"x","error_description":"y"}'))
+    credential = colour.ImdsCredential(endpoint=imds.endpoint, retry_total=0)
+    with pytest.raises(ImdsServiceError):
+        colour.run(credential.get_token(VAULT))
+    assert colour.run(credential.get_token(VAULT)).token == imds.tokens[0]
+    imds.assert_requests(2)
