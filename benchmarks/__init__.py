@@ -1,0 +1,1 @@
+"""What this library costs and saves, beside azure-identity and bare msal: `python -m benchmarks`."""
