@@ -105,11 +105,12 @@ def test_other_verbs_are_refused(imds: ImdsEmulator, method: str) -> None:
         f"{PATH}?{VAULT}&{VERSION}",
         f"{PATH}?resource=https://vault.azure.net&{VERSION}",
         f"{PATH}?api-version=2025-04-07&{VAULT}",
+        f"{PATH}/?{VERSION}&{VAULT}",
         f"{GOOD}&authority=https%3A%2F%2Flogin.microsoftonline.com%2Fcommon",
     ],
 )
 def test_good_queries_in_any_form(imds: ImdsEmulator, order: str) -> None:
-    """Order and percent-encoding of the query do not count; every api-version since the identity category does."""
+    """Order and encoding of the query do not count, nor does a slash before it; any identity api-version will do."""
     assert exchange(imds.endpoint, order).json["resource"] == "https://vault.azure.net"
 
 
@@ -203,7 +204,8 @@ def test_identities_come_and_go(imds: ImdsEmulator) -> None:
         "/metadata/identity/issuecredential?cred-api-version=2.0",
         "/metadata/identity/credential?cred-api-version=1.0",
         "/metadata/identity",
-        "/metadata/identity/oauth2/token/",
+        "/metadata/identity/oauth2/token//",
+        "/metadata/identity/oauth2/tokens",
         "/",
     ],
 )

@@ -46,7 +46,7 @@ def answer(request: Received, profile: Profile) -> Answer | None:
     Returns:
         The answer, or None for a path that is not one of them.
     """
-    path = request.path.rstrip("/")
+    path = request.path
     if not profile.is_imds:
         return None
     if path == "/metadata/identity/info":

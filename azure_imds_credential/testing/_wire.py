@@ -30,8 +30,12 @@ class Received:
 
     @property
     def path(self) -> str:
-        """The path without the query, percent-decoded."""
-        return unquote(urlsplit(self.target).path)
+        """The path without query and trailing slash, percent-decoded.
+
+        With AZURE_POD_IDENTITY_AUTHORITY_HOST set, MSAL.js (5.6) asks for `/metadata/identity/oauth2/token/`. AAD Pod
+        Identity took that; whether IMDS would is unknown, as MSAL.js sends it no slash.
+        """
+        return unquote(urlsplit(self.target).path).removesuffix("/")
 
     @property
     def query(self) -> Mapping[str, tuple[str, ...]]:
