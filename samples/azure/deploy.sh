@@ -139,6 +139,8 @@ quoted() { # ARGUMENTS...: as they can be pasted into a shell; printf %q differs
 # Until then Key Vault answers "Forbidden", which is waited for within --role-wait. Any other failure ends the run.
 call() { # ARGUMENTS...: the answer lands in $work/out
   local line waited=0
+  # `az ad` asks the directory, which has no subscriptions, and refuses the option.
+  [[ -z $subscription || $1 == ad ]] || set -- "$@" --subscription "$subscription"
   line=az$(quoted "$@")
   if [[ -n $dry_run ]]; then
     printf '%s\n' "$line"
@@ -158,13 +160,13 @@ call() { # ARGUMENTS...: the answer lands in $work/out
 }
 
 make() { # ARGUMENTS...: a call that changes something; what az would print (a secret, even) is not wanted
-  call "$@" --output none --only-show-errors ${subscription:+--subscription "$subscription"}
+  call "$@" --output none --only-show-errors
 }
 
 ask() { # VARIABLE STAND-IN ARGUMENTS...: a call that only reads; in a dry run its answer is the stand-in
   local variable=$1 answer=$2
   shift 2
-  call "$@" --output tsv --only-show-errors ${subscription:+--subscription "$subscription"}
+  call "$@" --output tsv --only-show-errors
   [[ -n $dry_run ]] || answer=$(<"$work/out")
   [[ $answer != None ]] || answer='' # how az writes null as text
   printf -v "$variable" '%s' "$answer"
