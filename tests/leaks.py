@@ -56,7 +56,7 @@ class Monitor(logging.Handler):
     def note_credential(self, credential: Any, slot: Any) -> None:
         returned = (slot.token, slot.info)
         self.note("what is returned", f"{returned!r} {slot.token!s} {slot.info!s} {slot!r} {credential!r}")
-        with contextlib.suppress(TypeError, AttributeError, pickle.PicklingError):  # a transport, or a hook that is local
+        with contextlib.suppress(TypeError, AttributeError, pickle.PicklingError):  # a transport, or a local hook
             self.note("pickled credential", pickle.dumps(credential).decode("latin-1"))
 
     def leaks(self) -> list[str]:
