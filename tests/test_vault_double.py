@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -10,10 +11,8 @@ import pytest
 import requests
 from azure.core.exceptions import ResourceNotFoundError
 from azure.keyvault.secrets import SecretClient
-from azure.keyvault.secrets.aio import SecretClient as AsyncSecretClient
 
 from azure_imds_credential import ImdsCredential
-from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, VaultDouble, forget_tokens
 from azure_imds_credential.testing._dummies import dummy_token
 
@@ -56,15 +55,24 @@ def test_the_sync_client_reads_a_secret(vault: VaultDouble) -> None:
     assert secret.id == f"{vault.url}/secrets/greeting/{secret.properties.version}"
 
 
+ASYNC_PROGRAM = """
+import asyncio, sys
+from azure.keyvault.secrets.aio import SecretClient
+from azure_imds_credential.aio import ImdsCredential
+
+async def read():
+    async with ImdsCredential() as credential, SecretClient(sys.argv[1], credential) as client:
+        print((await client.get_secret("greeting")).value)
+
+asyncio.run(read())
+"""
+
+
 @pytest.mark.usefixtures("imds")
 def test_the_async_client_reads_a_secret(vault: VaultDouble) -> None:
-    """The same for aio, whose HTTP library finds proxy and certificate by other variables."""
-
-    async def read() -> str | None:
-        async with AsyncImdsCredential() as credential, AsyncSecretClient(vault.url, credential) as client:
-            return (await client.get_secret("greeting")).value
-
-    assert asyncio.run(read()) == "hello"
+    """The same for aio, whose HTTP library finds proxy and certificate by other variables, and at its import."""
+    command = [sys.executable, "-c", ASYNC_PROGRAM, vault.url]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout == "hello\n"
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,10 @@ class VaultDouble:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def environment(self) -> dict[str, str]:
-        """The variables with which requests (REQUESTS_CA_BUNDLE) and aiohttp (SSL_CERT_FILE) find and trust it."""
+        """The variables with which requests (REQUESTS_CA_BUNDLE) and aiohttp (SSL_CERT_FILE) find and trust it.
+
+        aiohttp reads its variable once, when it is imported: start the program with it.
+        """
         trusted = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.ca_file))
         proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), self.proxy)
         return {**trusted, **proxies, "NO_PROXY": "", "no_proxy": ""}
