@@ -98,7 +98,7 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
         ({"per_retry_policies": [AsyncPolicy()]}, TypeError, "per_retry_policies"),
         ({"per_call_policies": AsyncPolicy()}, TypeError, "per_call_policies"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_a_bad_argument_is_refused_by_name(cls: Any, arguments: dict[str, Any], error: type, named: str) -> None:
     """The message names the argument and what was expected."""

@@ -1,0 +1,182 @@
+"""Forked children (gunicorn --preload, multiprocessing, celery prefork): they keep tokens, never hang, never mix up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from colours import Colour
+
+from azure_imds_credential import ImdsCredential
+from azure_imds_credential._claims import claims_of
+from azure_imds_credential.testing import ImdsEmulator, faults
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+CHILDREN, RESOURCES = 48, 8
+
+
+@contextmanager
+def _forking() -> Iterator[None]:
+    """Python 3.12 warns of a fork beside threads, which is what is tried here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _in_child(work: Callable[[], Any], timeout: float = 30.0) -> Any:
+    """Run something in a forked child; give what it returned, or raise if it hangs or fails."""
+    with _forking():
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe(duplex=False)
+        child = context.Process(target=lambda: there.send(work()))
+        child.start()
+    there.close()
+    try:
+        assert here.poll(timeout), "the child hangs"
+        return here.recv()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_child_keeps_the_tokens_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
+    """No request: a token is valid for the machine, not for a process."""
+    token = colour.ask(imds.endpoint).token
+    assert _in_child(lambda: colour.ask(imds.endpoint).token) == token
+    imds.assert_requests(1)
+
+
+def test_48_children_get_the_tokens_that_they_asked_for(imds: ImdsEmulator) -> None:
+    """After one request of the parent, each asks for one of eight resources, all at once: 48 are right."""
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    credential.get_token("https://parent.example/.default")
+    go_read, go_write = os.pipe()
+    answers_read, answers_write = os.pipe()
+    children = []
+    for number in range(CHILDREN):
+        with _forking():
+            child = os.fork()
+        if child == 0:
+            try:
+                os.close(go_write)
+                os.read(go_read, 1)  # until the parent closes its end
+                resource = f"https://resource{number % RESOURCES}.example"
+                token = credential.get_token(resource + "/.default").token
+                right = claims_of(token)["aud"] == resource
+                os.write(answers_write, b"right\n" if right else b"wrong\n")
+            except BaseException as error:  # a child must not run on into the suite
+                os.write(answers_write, f"{type(error).__name__}\n".encode())
+            finally:
+                os._exit(0)
+        children.append(child)
+    os.close(go_write)
+    os.close(go_read)
+    os.close(answers_write)
+    with os.fdopen(answers_read) as answers:
+        said = answers.read().split()
+    for child in children:
+        os.waitpid(child, 0)
+    assert said == ["right"] * CHILDREN
+
+
+def test_a_child_does_not_wait_for_a_request_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
+    """The parent's request hangs; it ends in the parent alone, so the child sends its own."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    thread = threading.Thread(target=colour.ask, args=(imds.endpoint,))
+    thread.start()
+    try:
+        imds.wait_for_requests(1)
+        assert _in_child(lambda: colour.ask(imds.endpoint).token)
+        imds.assert_requests(2)
+    finally:
+        answer.set()
+        thread.join()
+
+
+@pytest.fixture
+def _silent() -> Iterator[None]:
+    """No logging: a file that another thread is writing a log record to at the fork stays locked in the child.
+
+    https://github.com/python/cpython/issues/50970: it is so for every program whose threads log while it forks.
+    """
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("_silent")
+def test_a_child_of_a_busy_parent_never_hangs(imds: ImdsEmulator) -> None:
+    """Threads take and give back every lock there is while the parent forks, again and again."""
+    stop = threading.Event()
+
+    def busy(number: int) -> None:
+        credential = ImdsCredential(endpoint=imds.endpoint)
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            credential.get_token(f"https://busy{number}.example/{turn % 20}/.default")
+
+    threads = [threading.Thread(target=busy, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(12):
+            scope = f"https://child{number}.example"
+            assert _in_child(lambda scope=scope: ImdsCredential(endpoint=imds.endpoint).get_token(scope).token)  # type: ignore[misc] # binds the loop's value
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+# Forks while another thread is in the middle of importing msal and the HTTP stack: without a lock that fork waits for,
+# the child would inherit an import that never ends.
+FORK_DURING_IMPORT = """
+import json, os, select, sys, threading, time
+from azure_imds_credential import ImdsCredential
+
+delay, endpoint = float(sys.argv[1]), sys.argv[2]
+credential = ImdsCredential(endpoint=endpoint, timeout=20)
+thread = threading.Thread(target=credential.get_token, args=("https://parent.example/.default",))
+thread.start()
+while "msal" not in sys.modules:
+    time.sleep(0)
+time.sleep(delay)
+half_done = "msal.managed_identity" not in sys.modules or thread.is_alive()
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    token = credential.get_token("https://child.example/.default").token
+    os.write(write, b"token" if token else b"none")
+    os._exit(0)
+os.close(write)
+ready, _, _ = select.select([read], [], [], 15)
+said = os.read(read, 10).decode() if ready else "hangs"
+os.kill(child, 9)
+os.waitpid(child, 0)
+thread.join()
+print(json.dumps([half_done, said]))
+"""
+
+
+def test_a_fork_in_the_middle_of_the_import_of_msal_does_no_harm(imds: ImdsEmulator) -> None:
+    """At six moments of the import: the child gets its token every time."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_DURING_IMPORT]
+    results = [
+        json.loads(subprocess.run([*command, str(n * 0.008), imds.endpoint], check=True, capture_output=True).stdout)
+        for n in range(6)
+    ]
+    assert [said for _, said in results] == ["token"] * 6
+    assert sum(half_done for half_done, _ in results) >= 3, "the forks came too late to show anything"
