@@ -133,7 +133,7 @@ def is_secret_value(document: Any) -> bool:
     return isinstance(document, dict) and isinstance(document.get("value"), str)
 
 
-def fake_secret_value(document: dict[str, Any]) -> str:
+def _fake_secret_value(document: dict[str, Any]) -> str:
     """Tells secrets apart by their names, which are in the URI anyway; nothing of the value goes in."""
     path = urlsplit(str(document.get("id", ""))).path.split("/")
     return f"{SCRUBBED} value of {path[2]}" if len(path) > 2 else f"{SCRUBBED} value"
@@ -142,7 +142,7 @@ def fake_secret_value(document: dict[str, Any]) -> str:
 def _secret_value(document: Any) -> Any:
     if not is_secret_value(document) or document["value"].startswith(SCRUBBED):
         return document
-    return {**document, "value": fake_secret_value(document)}
+    return {**document, "value": _fake_secret_value(document)}
 
 
 def _walk(document: Any) -> Any:
