@@ -1,0 +1,249 @@
+"""`timeout` is a hard ceiling, whatever the server does, and a hanging exchange holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from colours import VAULT, Colour
+from tcp import listening, never_read
+
+from azure_imds_credential import ImdsError, ImdsServiceError, ImdsUnavailableError
+from azure_imds_credential.testing import ImdsEmulator, faults
+from azure_imds_credential.testing.faults import Fault, Reply, Steps
+
+TIMEOUT = 0.4
+GRACE = 0.2  # what the issue allows a call beyond its timeout
+
+
+def half_a_status_line(reply: Reply) -> Steps:
+    yield b"HTTP/1.1 2"
+    yield 60.0
+
+
+def endless_headers(reply: Reply) -> Steps:
+    yield b"HTTP/1.1 200 OK\r\n"
+    for number in range(100_000):
+        yield b"X-%d: 1\r\n" % number
+        yield 0.01
+
+
+def endless_drip_of_spaces(reply: Reply) -> Steps:
+    yield reply.with_header("Content-Length", str(len(reply.body) + 100_000)).head()
+    while True:
+        yield b" "
+        yield 0.005
+
+
+def endless_chunks(reply: Reply) -> Steps:
+    yield reply.with_header("Content-Length", None).with_header("Transfer-Encoding", "chunked").head()
+    while True:
+        yield b"1\r\n \r\n"
+        yield 0.005
+
+
+def redirect_that_drips(reply: Reply) -> Steps:
+    yield b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 100000\r\n\r\n"
+    while True:
+        yield b"x"
+        yield 0.005
+
+
+SERVERS: dict[str, Fault] = {
+    "silence": faults.hang,
+    "headers drip": faults.drip(0.02, headers=True),
+    "body drips": faults.drip(0.02),
+    "body drips for ever": endless_drip_of_spaces,
+    "chunks for ever": endless_chunks,
+    "100 Continue for ever": faults.endless_100_continue(0.005),
+    "half a status line": half_a_status_line,
+    "headers for ever": endless_headers,
+    "redirect that drips": redirect_that_drips,
+    "late": faults.slow(TIMEOUT + 1),
+    "throttled": faults.throttled(),
+}
+
+
+@contextmanager
+def serving(name: str) -> Iterator[str]:
+    """An endpoint that behaves so for ever."""
+    if name == "never reads":
+        with listening(never_read) as server:
+            yield server.url
+        return
+    with ImdsEmulator() as imds:
+        imds.script(SERVERS[name], seconds=600)
+        yield imds.endpoint
+
+
+def best_of_three(call: Callable[[], object]) -> float:
+    """Seconds of the quickest of three failing calls: a busy machine may delay one, not each."""
+    taken = []
+    for _ in range(3):
+        begun = time.monotonic()
+        with pytest.raises(ImdsError):
+            call()
+        taken.append(time.monotonic() - begun)
+        if taken[-1] <= TIMEOUT + GRACE:
+            break
+    return min(taken)
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "never reads"])
+def test_no_call_outlives_its_timeout(name: str, colour: Colour) -> None:
+    """A call ends at most 0.2 s after `timeout`, with an error of ours, whatever the server does."""
+    with serving(name) as endpoint:
+        if colour.name == "sync":
+            assert best_of_three(lambda: colour.ask(endpoint, timeout=TIMEOUT)) <= TIMEOUT + GRACE
+            return
+
+        async def in_a_loop() -> float:
+            credential = colour.ImdsCredential(endpoint=endpoint, timeout=TIMEOUT)
+            taken = []
+            for _ in range(3):
+                begun = time.monotonic()
+                with pytest.raises(ImdsError):
+                    await credential.get_token(VAULT)
+                taken.append(time.monotonic() - begun)
+                if taken[-1] <= TIMEOUT + GRACE:
+                    break
+            return min(taken)
+
+        assert asyncio.run(in_a_loop()) <= TIMEOUT + GRACE
+
+
+@pytest.mark.parametrize("name", ["silence", "body drips", "100 Continue for ever"])
+def test_an_unfinished_answer_is_told_as_one(name: str, colour: Colour) -> None:
+    """The error of a call that ran out of time says where it was asked and that no whole answer came."""
+    with serving(name) as endpoint, pytest.raises(ImdsError) as caught:
+        colour.ask(endpoint, timeout=TIMEOUT)
+    error = caught.value
+    assert isinstance(error, (ImdsUnavailableError, ImdsServiceError))
+    assert error.endpoint == endpoint
+    assert error.resource == VAULT
+    assert error.hint
+
+
+def test_the_last_trouble_is_told_when_the_time_is_up(colour: Colour, imds: ImdsEmulator) -> None:
+    """A call that ends during a wait or a second attempt tells what the attempt before it brought."""
+    imds.script(faults.status(503, {"error": "server_error", "error_description": "unwell"}))
+    imds.script(faults.endless_100_continue(), seconds=600)
+    with pytest.raises(ImdsServiceError, match="unwell") as caught:
+        colour.ask(imds.endpoint, timeout=1.2)
+    assert caught.value.status == 503
+
+
+def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, colour: Colour) -> None:
+    """A caller with less time than the one who set out leaves earlier; one with more gets the token."""
+    release = threading.Event()
+    imds.script(faults.hold(release))
+    tokens: list[str] = []
+    patient = threading.Thread(target=lambda: tokens.append(colour.ask(imds.endpoint, timeout=20).token))
+    patient.start()
+    try:
+        imds.wait_for_requests(1)
+        assert best_of_three(lambda: colour.ask(imds.endpoint, timeout=TIMEOUT)) <= TIMEOUT + GRACE
+    finally:
+        release.set()
+        patient.join()
+    assert tokens == imds.tokens
+    imds.assert_requests(1)
+
+
+def test_a_hung_flight_is_replaced_for_those_who_have_time(imds: ImdsEmulator, colour: Colour) -> None:
+    """One request that hangs does not keep later callers from a token."""
+    imds.script(faults.hang)
+    with pytest.raises(ImdsError):
+        colour.ask(imds.endpoint, timeout=TIMEOUT)
+    assert colour.ask(imds.endpoint, timeout=20).token in imds.tokens
+
+
+def test_hung_flights_do_not_fill_the_gate(imds: ImdsEmulator, colour: Colour) -> None:
+    """Ten requests that hang leave room for the eleventh."""
+    imds.script(*[faults.endless_100_continue(0.005)] * 10)
+    callers = [
+        threading.Thread(target=_fails, args=(colour, imds.endpoint, f"https://{number}.example"))
+        for number in range(10)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    imds.clear_faults()
+    assert colour.ask(imds.endpoint, timeout=20).token in imds.tokens
+
+
+def _fails(colour: Colour, endpoint: str, scope: str) -> None:
+    with pytest.raises(ImdsError):
+        colour.ask(endpoint, scope=scope, timeout=TIMEOUT)
+
+
+CHILDREN = {
+    "sync": """
+        try:
+            azure_imds_credential.ImdsCredential(endpoint=endpoint, timeout=1).get_token("https://vault.azure.net")
+        except azure_imds_credential.ImdsError:
+            pass
+    """,
+    "sync in a thread that is left": """
+        credential = azure_imds_credential.ImdsCredential(endpoint=endpoint)
+        threading.Thread(target=credential.get_token, args=("https://vault.azure.net",), daemon=True).start()
+        time.sleep(1)
+    """,
+    "aio": """
+        async def main():
+            credential = azure_imds_credential.aio.ImdsCredential(endpoint=endpoint)
+            try:
+                await asyncio.wait_for(credential.get_token("https://vault.azure.net"), 1)
+            except asyncio.TimeoutError:
+                pass
+        asyncio.run(main())
+    """,
+    "aio with a task that is left": """
+        async def main():
+            credential = azure_imds_credential.aio.ImdsCredential(endpoint=endpoint)
+            left = asyncio.create_task(credential.get_token("https://vault.azure.net"))
+            await asyncio.sleep(1)
+        asyncio.run(main())
+    """,
+    "aio after its own timeout": """
+        async def main():
+            await azure_imds_credential.aio.ImdsCredential(endpoint=endpoint, timeout=1).get_token("https://vault.azure.net")
+        try:
+            asyncio.run(main())
+        except azure_imds_credential.ImdsError:
+            pass
+    """,
+}
+
+
+@pytest.mark.parametrize("fault", ["silence", "100 Continue for ever"])
+def test_nothing_waits_for_an_exchange_that_hangs(fault: str) -> None:
+    """`asyncio.run` and the interpreter end while the request still hangs, and say nothing."""
+    preface = (
+        "import asyncio, sys, threading, time\nimport azure_imds_credential.aio, azure_imds_credential._exchange\n"
+    )
+    with ImdsEmulator() as imds:
+        imds.script(SERVERS[fault], seconds=600)
+        running = {}
+        for name, program in CHILDREN.items():
+            code = f"{preface}endpoint = {imds.endpoint!r}\n{textwrap.dedent(program)}"
+            running[name] = subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        try:
+            for name, child in running.items():
+                said, _ = child.communicate(timeout=15)  # a held-up one would take READ_SECONDS or for ever
+                assert (name, child.returncode, said) == (name, 0, "")
+        finally:
+            for child in running.values():
+                child.kill()
+                child.communicate()
+        imds.assert_requests(len(CHILDREN))
