@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo format lint clean
+.PHONY: test demo docs format lint clean
 
 $(VENV)/installed: setup.py setup.cfg azure_imds_credential/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,9 @@ $(VENV)/installed: setup.py setup.cfg azure_imds_credential/_version.py
 
 demo: $(VENV)/installed
 	$(BIN)/python samples/demo.py
+
+docs: $(VENV)/installed
+	$(BIN)/python -m mkdocs build --quiet
 
 test: lint
 	$(BIN)/python -m pytest
