@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo docs format lint clean
+.PHONY: test integration demo docs format lint clean
 
 $(VENV)/installed: setup.py setup.cfg azure_imds_credential/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,14 @@ docs: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go and ip.
+integration: $(VENV)/installed-integration
+	$(BIN)/python -m pytest tests/integration
+
+$(VENV)/installed-integration: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,adapters,integration]'
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
