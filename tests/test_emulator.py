@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -292,6 +294,30 @@ def test_other_addresses(host: str, dialled: str) -> None:
     with imds:
         assert imds.endpoint == f"http://{dialled}:{imds.port}"
         assert exchange(imds.endpoint).status == 200
+
+
+FORKING = """
+import os, warnings
+from azure_imds_credential.testing import ImdsEmulator
+from raw_http import exchange
+warnings.simplefilter("ignore")  # 3.12 warns of forks beside threads
+with ImdsEmulator() as imds:
+    child = os.fork()
+    if child == 0:
+        assert exchange(imds.endpoint).status == 200
+    else:
+        assert os.waitpid(child, 0)[1] == 0
+        assert exchange(imds.endpoint).status == 200
+        imds.assert_requests(2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_leaves_the_emulator_alone() -> None:
+    """A child that leaves the `with` block it was born in ends at once, and its parent's emulator goes on."""
+    command = [sys.executable, "-c", FORKING]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from ._server import Steps
+    from ._connection import Steps
     from ._wire import Received
 
 # The name under which Docker Desktop's containers reach this machine. `internal` is reserved: nobody outside owns it.

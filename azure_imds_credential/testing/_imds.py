@@ -14,8 +14,8 @@ from .faults import describe, ok
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._connection import Steps
     from ._limits import Limits
-    from ._server import Steps
     from ._wire import Answer, Received, Reply
     from .faults import Fault
 

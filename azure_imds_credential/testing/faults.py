@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ._connection import End, Step, Steps
 from ._rules import THROTTLED
-from ._server import End, Step, Steps
 from ._wire import TEXT, Reply, compact
 
 if TYPE_CHECKING:
@@ -102,18 +102,12 @@ def status(
         if isinstance(body, str):
             changed = changed.with_header("Content-Type", TEXT)
         if retry_after is not None:
-            changed = changed.with_header(
-                "Retry-After", f"{retry_after:g}" if _is_number(retry_after) else str(retry_after)
-            )
+            changed = changed.with_header("Retry-After", str(retry_after))
         for name, value in (headers or {}).items():
             changed = changed.with_header(name, value)
         return changed
 
     return _replaced(f"status {code}", change)
-
-
-def _is_number(value: float | str) -> bool:
-    return not isinstance(value, str)
 
 
 def throttled(retry_after: float | str | None = None) -> Fault:
