@@ -51,6 +51,7 @@ def imds() -> Any:
         (f"{GOOD}&bypass_cache=1", "bypass_cache must be 'true'"),
         (f"{GOOD}&client_id=99999999-9999-9999-9999-999999999999", NOT_FOUND),
         (f"{GOOD}&client_id=", NOT_FOUND),
+        (f"{GOOD}&msi_res_id=", NOT_FOUND),
         (f"{PATH}?api-version=2017-12-01&{VAULT}", "Unsupported api-version"),
         (f"{PATH}?api-version=latest&{VAULT}", "Unsupported api-version"),
     ],

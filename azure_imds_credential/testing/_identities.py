@@ -100,7 +100,7 @@ def select(identities: Iterable[Identity], selector: str | None, value: str = ""
     """
     candidates = list(identities)
     if selector is not None:
-        candidates = [i for i in candidates if getattr(i, SELECTORS[selector]).lower() == value.lower()]
+        candidates = [i for i in candidates if value and getattr(i, SELECTORS[selector]).lower() == value.lower()]
     elif any(isinstance(i, SystemAssigned) for i in candidates):
         candidates = [i for i in candidates if isinstance(i, SystemAssigned)]
     if not candidates:
