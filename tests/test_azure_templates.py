@@ -262,6 +262,15 @@ def test_a_wrong_property_is_noticed(kind: str, path: str, value: Any, complaint
     assert complaint in " ".join(check(resource))
 
 
+def test_a_missing_property_is_noticed() -> None:
+    """A body without what its model marks as required is named too, for both kinds of models."""
+    bodies = {
+        r["type"].rpartition("/")[2]: {k: v for k, v in r.items() if k != "location"} for r in TEMPLATE["resources"]
+    }
+    assert check(bodies["virtualMachines"]) == [".location: required by VirtualMachine"]
+    assert check(bodies["userAssignedIdentities"]) == ["location"]
+
+
 def test_every_expression_names_what_exists() -> None:
     """A parameter or variable that is used is declared, and one that is declared is used."""
     text = json.dumps({key: TEMPLATE[key] for key in ("variables", "resources", "outputs")})

@@ -148,15 +148,18 @@ call() { # ARGUMENTS...: the answer lands in $work/out
   fi
   printf '+ %s\n' "$line" >&2
   until az "$@" </dev/null >"$work/out" 2>"$work/err"; do
-    if [[ -z $patient ]] || ! grep -q Forbidden "$work/err" || ((waited + ROLE_PAUSE > role_wait)); then
+    if [[ -z $patient ]] || ! grep -q Forbidden "$work/err"; then
       cat "$work/err" >&2
-      stop "'az $1 $2' failed${patient:+ after $waited s of waiting for the role (--role-wait $role_wait)}"
+      stop "'az $1 $2' failed"
+    elif ((waited + ROLE_PAUSE > role_wait)); then
+      cat "$work/err" >&2
+      stop "'az $1 $2' failed, and $waited s of waiting for the role did not help (--role-wait $role_wait)"
     fi
     say "the role does not work yet, asking again in $ROLE_PAUSE s"
     sleep "$ROLE_PAUSE"
     waited=$((waited + ROLE_PAUSE))
   done
-  cat "$work/err" >&2
+  [[ ! -s $work/err ]] || cat "$work/err" >&2
 }
 
 make() { # ARGUMENTS...: a call that changes something; what az would print (a secret, even) is not wanted
