@@ -71,7 +71,7 @@ def wait(arguments: argparse.Namespace, clocks: Clocks | None = None) -> Result:
             lasting = not isinstance(error, _PASSING) or detect_source() is not ManagedIdentitySource.IMDS
             if lasting or elapsed + pause > arguments.timeout:
                 raise
-            _say(f"waiting since {elapsed:.0f} s, asked {attempts} times: {error}")
+            _say(f"still waiting after {elapsed:.0f} s: {str(error).removesuffix(error.hint or '').strip()}")
             clocks.sleep(pause)
     elapsed = clocks.now() - started
     facts = {"usable": True, "attempts": attempts, "elapsed": round(elapsed, 3), "identity": identity._asdict()}
@@ -170,8 +170,8 @@ def forget(_arguments: argparse.Namespace) -> Result:
     """Empty the cache that processes share."""
     from ._shared_cache import forget_shared_tokens
 
-    forget_shared_tokens()
-    return Result({"forgotten": True}, "The shared tokens of this user are gone.")
+    count = forget_shared_tokens()
+    return Result({"forgotten": count}, f"{count} shared token{'' if count == 1 else 's'} of this user removed.")
 
 
 _TESTING_EXTRA = "the testing kit needs `pip install 'azure-imds-credential[testing]'`"

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from azure_imds_credential import (
     IdentityMismatchError,
     IdentityUnavailableError,
+    ImdsCredential,
     ImdsRequestError,
     ImdsServiceError,
     ImdsThrottledError,
@@ -303,7 +305,8 @@ def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pyte
     assert fake.pauses == [5.0] * 3
     progress = capsys.readouterr().err.splitlines()
     assert len(progress) == 3
-    assert progress[2].startswith("azure-imds: waiting since 10 s, asked 3 times: ")
+    assert progress[2].startswith("azure-imds: still waiting after 10 s: No token for https://vault.azure.net, ")
+    assert progress[2].endswith("400 invalid_request: Identity not found.")
     imds.assert_requests(4)
 
 
@@ -420,6 +423,27 @@ def test_scan_passes_clean_files(run: Callable[..., Run], tmp_path: Path) -> Non
     """`scan` ends with 0 where it finds nothing."""
     (tmp_path / "recording.yaml").write_text("access_token: scrubbed\n")
     assert run("scan", str(tmp_path)) == (0, "Nothing that looks live.\n", "")
+
+
+# forget
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="nothing is shared where there is no memory-backed folder")
+def test_forget_empties_the_shared_cache(
+    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`forget` removes what processes share, says how many tokens that were, and the next process asks IMDS again."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        ImdsCredential(shared_cache=True).get_token(VAULT)
+        forget_tokens()  # of this process, as in another one
+        ImdsCredential(shared_cache=True).get_token(VAULT)
+        imds.assert_requests(1)
+        assert run("forget", "--json").facts["forgotten"] >= 1  # there may be more: of this user, not of this test
+        forget_tokens()
+        ImdsCredential(shared_cache=True).get_token(VAULT)
+        imds.assert_requests(2)
+        assert re.fullmatch(r"[1-9]\d* shared tokens? of this user removed.\n", run("forget").out)
 
 
 # doctor

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ pytest_plugins = ["pytester"]
 PAGES = [*(ROOT / name for name in ("README.md", "MIGRATING.md", "TROUBLESHOOTING.md", "CONTRIBUTING.md")),
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
 TRACKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("recordings/*.md")), *sorted(ROOT.glob("samples/**/*.md"))]
+MEMORY = Path("/dev/shm")
 # The identity that the pages name by each of its identifiers.
 APP = UserAssigned(
     "app",
@@ -71,7 +73,12 @@ def azure(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImdsEmulator]:
     """What the pages take for granted: a VM with two identities, and a vault that has a greeting for it."""
     forget_tokens()
     monkeypatch.chdir(ROOT)
-    with ImdsEmulator([SystemAssigned(), APP]) as imds, VaultDouble("myvault", {"greeting": "hello"}) as vault:
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as shared,
+        ImdsEmulator([SystemAssigned(), APP]) as imds,
+        VaultDouble("myvault", {"greeting": "hello"}) as vault,
+    ):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", shared)
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
         for name, value in vault.environment().items():
             monkeypatch.setenv(name, value)
