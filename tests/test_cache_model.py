@@ -107,6 +107,9 @@ class CacheMachine(RuleBasedStateMachine):
             closing = caller.slot.expires_at - self.now <= LAST_MINUTES
             assert caller.done or closing, "a caller waits though a usable token is held"
             assert caller.until - self.now <= 2.0 or caller.done
+        if not held:
+            asked = any(slot.resource == key for slot, _ in self.flying)
+            assert asked or caller.done, "a caller waits for a flight that nobody flies"
         if not caller.done:
             self.callers.append(caller)
 
