@@ -13,6 +13,7 @@ import pytest
 pytest_plugins = ("colours", "leaks")
 
 TOKEN_SOURCE_VARIABLES = (
+    "AZUREPS_HOST_ENVIRONMENT",
     "AZURE_POD_IDENTITY_AUTHORITY_HOST",
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
