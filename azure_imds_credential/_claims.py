@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from typing import Any, NamedTuple
 
 
@@ -53,7 +54,9 @@ def identity_info(token: str) -> IdentityInfo:
 
     def seconds(name: str) -> int | None:
         value = claims.get(name)
-        return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        return int(value) if abs(value) < math.inf else None  # json reads NaN and Infinity
 
     return IdentityInfo(
         client_id=text("appid", "azp"),

@@ -1,0 +1,296 @@
+"""Hypothesis over what servers may answer and callers may pass: documented errors only, no hang, no wrong token.
+
+FUZZ=20 in the environment looks twenty times as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colours import VAULT, Colour, VirtualTime
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from azure_imds_credential import ImdsError
+from azure_imds_credential._answer import EXCERPT_LIMIT, LONGEST_LIFE, Reply, Silence, judge
+from azure_imds_credential._claims import identity_info
+from azure_imds_credential._identity import identity_from
+from azure_imds_credential._retry import Retry, next_delay
+from azure_imds_credential.testing import ImdsEmulator
+from azure_imds_credential.testing.faults import End, Steps
+from azure_imds_credential.testing.faults import Reply as WireReply
+
+TIMES = int(os.environ.get("FUZZ", "1"))
+
+ids = st.sampled_from([None, "6a7b8c9d-0000-4000-8000-00000000abcd", "6A7B8C9D-0000-4000-8000-00000000ABCD", "x"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | ids,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+numbers = st.one_of(
+    json_values,
+    st.integers(-10, 10**12),
+    st.integers(-10, 10**12).map(str),
+    st.sampled_from(["86399", 3600, 3599.9, "1e3", "1_000", "nan", 10**400]),
+)
+tokens = st.sampled_from(["good", "e30.e30.e30", "e30.eyJhcHBpZCI6IngifQ.x", "a b", "a\r\nb", ""]) | json_values
+members = st.fixed_dictionaries(
+    {},
+    optional={
+        "access_token": tokens,
+        "expires_in": numbers,
+        "expires_on": numbers,
+        "resource": st.sampled_from([VAULT, VAULT + "/", "https://graph.microsoft.com"]) | json_values,
+        "client_id": ids | json_values,
+        "error": st.sampled_from(["invalid_request", "invalid_resource"]) | json_values,
+        "error_description": json_values,
+        "error_codes": json_values,
+    },
+)
+bodies = st.one_of(
+    st.none(),
+    st.binary(max_size=200),
+    members.map(lambda document: json.dumps(document).encode()),
+    members.map(lambda document: b"\xef\xbb\xbf" + json.dumps(document).encode()),
+    members.map(lambda document: json.dumps(document).encode()[:-3]),
+    st.integers(1, 100_000).map(lambda depth: b"[" * depth),
+)
+header_text = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=30)
+headers = st.dictionaries(
+    st.sampled_from(["server", "date", "retry-after", "x-ms-request-id", "content-type", "location"]),
+    header_text
+    | st.sampled_from(["IMDS/1", "Mon, 21 Sep 2026 14:13:20 GMT", "5", "86400", "Mon, 21 Sep 2026 14:13:20", "0" * 50]),
+    max_size=5,
+)
+replies = st.builds(Reply, st.integers(100, 999), headers, bodies, st.sampled_from(["", "the answer broke off"]))
+identities = st.sampled_from(
+    [
+        identity_from(client_id=None, object_id=None, resource_id=None),
+        identity_from(client_id="6a7b8c9d-0000-4000-8000-00000000abcd", object_id=None, resource_id=None),
+        identity_from(client_id=None, object_id="x", resource_id=None),
+        identity_from(client_id=None, object_id=None, resource_id="/subscriptions/x"),
+    ]
+)
+
+
+@settings(max_examples=300 * TIMES, deadline=None)
+@given(
+    reply=replies | st.builds(Silence, st.just("connecting failed"), st.booleans()),
+    identity=identities,
+    seen=st.booleans(),
+    now=st.floats(0, 1e11),
+)
+def test_every_answer_is_judged(reply: Reply | Silence, identity: Any, seen: bool, now: float) -> None:
+    """Judging never fails, and a token is only what a 200 with a usable life and no other owner brought."""
+    verdict = judge(reply, identity, VAULT, seen=seen, now=now)
+    assert (verdict.error is None) == bool(verdict.access_token)
+    for shown in (verdict.description, verdict.code, verdict.excerpt, verdict.request_id):
+        assert shown is None or (len(shown) <= EXCERPT_LIMIT and shown.isprintable())
+    assert verdict.came_back.isprintable()
+    assert verdict.retry_after is None or 0 <= verdict.retry_after < math.inf
+    if verdict.error is None:
+        assert isinstance(reply, Reply)
+        assert reply.status == 200
+        assert reply.body is not None
+        document = json.loads(reply.body.decode("utf-8-sig"))
+        assert document["access_token"] == verdict.access_token
+        assert 0 < verdict.life <= LONGEST_LIFE
+        assert (
+            document.get("resource") in (VAULT, VAULT + "/")
+            or not isinstance(document.get("resource"), str)
+            or not (document["resource"])
+        )
+        if identity.kind == "client_id" and isinstance(document.get("client_id"), str) and document["client_id"]:
+            assert document["client_id"].lower() == identity.value
+    elif isinstance(reply, Reply):
+        assert verdict.status == reply.status
+        assert not verdict.absent
+
+
+@settings(max_examples=200 * TIMES, deadline=None)
+@given(
+    retry=st.sampled_from(Retry),
+    done=st.integers(0, 10**9),
+    elapsed=st.floats(0, 1e9),
+    retry_after=st.none() | st.floats(0, 1e18),
+    draw=st.floats(0, 1, exclude_max=True),
+)
+def test_every_wait_is_finite_and_keeps_to_its_window(
+    retry: Retry, done: int, elapsed: float, retry_after: float | None, draw: float
+) -> None:
+    """No wait is negative or endless, begins before Retry-After, or ends outside its window."""
+    delay = next_delay(retry, done, elapsed, retry_after, lambda: draw)
+    if delay is None:
+        return
+    schedule = retry.value
+    assert 0 <= delay < math.inf
+    assert done < schedule.retries
+    assert elapsed + delay <= schedule.until + 1e-6 * elapsed
+    assert delay >= (retry_after or 0)
+    assert retry_after is not None or delay <= schedule.cap + schedule.lead
+
+
+@settings(max_examples=200 * TIMES, deadline=None)
+@given(
+    st.text(max_size=60) | st.dictionaries(st.sampled_from(["exp", "iat", "oid", "appid"]), json_values).map(json.dumps)
+)
+def test_any_token_can_be_explained(text: str) -> None:
+    """Tokens are opaque: whatever stands in them, whoami answers."""
+    import base64
+
+    for token in (text, f"{text}.{text}.{text}", f"e30.{base64.urlsafe_b64encode(text.encode()).decode()}.x"):
+        info = identity_info(token)
+        assert isinstance(info.claims, dict)
+
+
+wire_heads = st.one_of(
+    st.binary(max_size=60),
+    st.builds(
+        lambda status, lines: b"HTTP/1.1 %d X\r\n" % status + b"".join(lines),
+        st.sampled_from([200, 200, 200, 400, 404, 429, 500, 302, 204, 100, 999]),
+        st.lists(
+            st.sampled_from(
+                [
+                    b"Server: IMDS/1\r\n",
+                    b"Content-Type: application/json\r\n",
+                    b"Content-Length: 0\r\n",
+                    b"Content-Length: 20\r\n",
+                    b"Content-Length: -1\r\n",
+                    b"Content-Length: 99999999999999999999\r\n",
+                    b"Transfer-Encoding: chunked\r\n",
+                    b"Content-Encoding: gzip\r\n",
+                    b"Content-Encoding: br, deflate\r\n",
+                    b"Retry-After: 1\r\n",
+                    b"Location: //[\r\n",
+                    b"Set-Cookie: a=b; expires=never; domain=\xff\r\n",
+                    b"Connection: close\r\n",
+                    b"\r\n",
+                ]
+            )
+            | st.binary(max_size=20),
+            max_size=5,
+        ),
+    ),
+)
+
+
+def test_every_stream_of_bytes_is_survived(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """Over a real socket: a token that was really sent with a 200, or an error of ours; never a hang."""
+
+    @settings(max_examples=60 * TIMES, deadline=None)
+    @given(head=wire_heads, body=bodies.filter(lambda body: body is not None), keep_open=st.booleans())
+    def survives(head: bytes, body: bytes, keep_open: bool) -> None:
+        def wire(_reply: WireReply) -> Steps:
+            yield head + b"\r\n" + body
+            yield 0.02 if keep_open else End.CLOSE
+
+        imds.clear_faults()
+        imds.script(wire, seconds=math.inf)
+        with contextlib.suppress(ImdsError):
+            token = colour.ask(imds.endpoint, read_timeout=0.05, timeout=20).token
+            assert token.encode() in body
+            assert head.startswith(b"HTTP/1.1 200")
+
+    survives()
+
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.binary(max_size=5),
+    st.just([]),
+    st.just({}),
+)
+endpoints = st.one_of(
+    anything,
+    st.builds(
+        lambda scheme, rest: f"{scheme}://{rest}", st.sampled_from(["http", "https", "ftp", ""]), st.text(max_size=20)
+    ),
+    st.sampled_from(
+        ["http://127.0.0.1:9", "http://[::1]:9/x/", "http://[", "http://:80", "http://a:99999", "http://a:b"]
+    ),
+)
+arguments = st.fixed_dictionaries(
+    {"endpoint": endpoints},
+    optional={
+        **dict.fromkeys(
+            ("client_id", "object_id", "resource_id", "timeout", "wait_for_identity", "shared_cache"), anything
+        ),
+        **dict.fromkeys(
+            ("retry_total", "connection_timeout", "read_timeout", "user_agent", "logging_enable"), anything
+        ),
+        **dict.fromkeys(("transport", "raw_request_hook", "per_call_policies", "proxies", "tracing_options"), anything),
+    },
+)
+
+
+def test_every_argument_is_taken_or_refused(colour: Colour) -> None:
+    """A constructor raises TypeError or ValueError, or makes a credential that prints, copies and pickles."""
+
+    @settings(max_examples=200 * TIMES, deadline=None)
+    @given(arguments)
+    def taken_or_refused(given_arguments: dict[str, Any]) -> None:
+        try:
+            credential = colour.ImdsCredential(**given_arguments)
+        except (TypeError, ValueError):
+            return
+        again = pickle.loads(pickle.dumps(credential))
+        assert repr(again) == repr(copy.copy(credential)) == repr(copy.deepcopy(credential)) == repr(credential)
+
+    taken_or_refused()
+
+
+@pytest.mark.parametrize("method", ["get_token", "get_token_info"])
+def test_every_scope_is_asked_for_or_refused(
+    method: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
+) -> None:
+    """A scope gives the token of its resource, or TypeError or ValueError, or an error of ours."""
+    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    scopes = anything | st.text(max_size=30).map(lambda text: f"https://{text}/.default")
+
+    @settings(max_examples=60 * TIMES, deadline=None)
+    @given(st.lists(scopes, max_size=2) | scopes.map(lambda scope: [scope]))
+    def asked_or_refused(given_scopes: list[Any]) -> None:
+        imds.clear_requests()
+        try:
+            token = colour.run(getattr(credential, method)(*given_scopes)).token
+        except (TypeError, ValueError):
+            imds.assert_requests(0)
+        except ImdsError:
+            assert given_scopes[0].removesuffix("/.default")
+        else:
+            assert token in imds.tokens
+            for request in imds.requests:
+                assert request.param("resource") == given_scopes[0].removesuffix("/.default")
+
+    asked_or_refused()
+
+
+@pytest.mark.skipif(not find_spec("atheris"), reason="atheris has wheels for Linux on x86-64 only")
+def test_coverage_guided_fuzzing_finds_nothing() -> None:
+    """A bounded run of atheris over the answer parser ends without a finding."""
+    script = Path(__file__).parent / "fuzz_answers.py"
+    run = subprocess.run(
+        [sys.executable, str(script), f"-runs={20_000 * TIMES}", f"-max_total_time={8 * TIMES}", "-seed=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60 + 10 * TIMES,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Done " in run.stderr
