@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import subprocess
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def complaints(value: Any, hint: Any, models: Any, path: str = "") -> list[str]:
     """Where a value is not what the annotation of Microsoft's model says; an expression may be anything."""
     if isinstance(value, str) and value.startswith("["):
         return []
+    if isinstance(hint, str):  # Python 3.10 leaves the name in list["Subnet"] as it is
+        hint = getattr(sys.modules[models.__name__.replace(".models", ".types")], hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, enum.EnumMeta):
         return [] if value in {member.value for member in hint} else [f"{path}: {value!r} is none of {hint.__name__}"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The scenario's resources, from an empty subscription to a secret that a VM may read, and back to nothing.
-# Runs with bash 3.2 (macOS) and newer; README.md beside this file says what each step is for.
+# Written for bash 3.2 (macOS) and newer, tested with 5. README.md beside this file says what each step is for.
 set -euo pipefail
 
 # Every GUID, name and limit below has its source beside it; nothing here was guessed.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The development loop: copy the working tree to the VM, run a command there, stream its output, end with its exit code.
-# Runs with bash 3.2 (macOS) and newer.
+# Written for bash 3.2 (macOS) and newer, tested with 5.
 set -euo pipefail
 
 usage() {
