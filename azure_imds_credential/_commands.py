@@ -108,13 +108,14 @@ def secret(arguments: argparse.Namespace) -> Result:
         from azure.keyvault.secrets import SecretClient
     except ImportError as error:
         raise CommandError("reading secrets needs `pip install 'azure-imds-credential[keyvault]'`") from error
-    with SecretClient(arguments.vault_url, _credential(arguments)) as client:
-        try:
+    credential = _credential(arguments)
+    try:
+        with SecretClient(arguments.vault_url, credential) as client:
             found = client.get_secret(arguments.name)
-        except e.ImdsError:
-            raise
-        except AzureError as error:
-            raise CommandError(_vault_said(error), VAULT) from error
+    except e.ImdsError:
+        raise
+    except (AzureError, ValueError) as error:  # a ValueError says that the URL is not that of a vault
+        raise CommandError(_vault_said(error), VAULT) from error
     return Result({"name": found.name, "id": found.id, "value": found.value}, found.value or "")
 
 

@@ -379,6 +379,15 @@ def test_secret_that_is_not_there(run: Callable[..., Run], imds: ImdsEmulator, v
     assert "SecretNotFound" in ended.err
 
 
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:9"])
+def test_vault_that_is_none(run: Callable[..., Run], imds: ImdsEmulator, url: str) -> None:
+    """A URL that is not that of a vault ends in a sentence, not in a traceback, and gets no token."""
+    ended = run("secret", url, "greeting")
+    assert (ended.code, ended.out) == (9, "")
+    assert ended.err.startswith("azure-imds: ")
+    imds.assert_requests(0)
+
+
 def test_forbidden_secret_names_the_role() -> None:
     """A refusal of the vault is told with the role that is missing."""
     from azure.core.exceptions import HttpResponseError
