@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from . import exceptions as e
 from ._claims import claims_of
+from ._freshness import LONGEST_LIFE
 from ._identity import Identity
 from ._retry import Retry
 
 BODY_LIMIT = 1 << 20  # bytes; real answers have about 2,000 (imds: 1,669 and 1,906 seen)
 BROKE_OFF = "the answer broke off"
 EXCERPT_LIMIT = 200  # characters of a foreign answer that an error may show
-LONGEST_LIFE = 366 * 86400.0  # seconds; managed identity tokens live 24 h today, so this only excludes nonsense
 
 # Statuses for which the documentation says "ask again", and which another server may give while IMDS restarts.
 # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling

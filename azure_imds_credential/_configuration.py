@@ -25,6 +25,10 @@ PIPELINE_OPTIONS = frozenset(
         "raw_response_hook", "read_timeout", "retry_total", "tracing_options", "transport", "user_agent",
     }
 )  # fmt: skip
+# Those by which a credential may hear something else than others do.
+OWN_WAYS = frozenset(
+    {"per_call_policies", "per_retry_policies", "raw_request_hook", "raw_response_hook", "transport"}
+)  # fmt: skip
 
 
 class Configuration:
@@ -53,6 +57,15 @@ class Configuration:
             )
         self.shared_cache = bool(shared_cache)
         self.options = _checked_options(options)
+        if shared_cache:
+            from ._shared_cache import check_installed
+
+            check_installed()
+            if own := sorted(self.options.keys() & OWN_WAYS):
+                raise ValueError(
+                    f"shared_cache=True and {own[0]} exclude each other: what a credential hears in its own way is "
+                    "not for other processes"
+                )
         # A credential that talks in its own way must not share what others heard.
         self.cache = TokenCache() if self.options else process_cache
 

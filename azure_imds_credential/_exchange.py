@@ -17,7 +17,7 @@ from . import exceptions as e
 from ._answer import BODY_LIMIT, BROKE_OFF, Reply, Silence, Verdict, judge
 from ._hints import hint_for, this_machine_is_plainly_not_azure
 from ._pipeline import TRANSPORT_ERRORS, build_pipeline, silence
-from ._retry import Retry, next_delay
+from ._retry import Retry, last_chance, next_delay
 from ._token_cache import Outcome
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ class _Conversation(HTTPPolicy[Any, Any]):
             delay = None
             if limit is None or self.attempts <= limit:
                 delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, world.random)
+            if delay is not None and verdict.retry_after is None:
+                delay = last_chance(delay, deadline - now, world.random)
             error = self._error()
             self.flight.troubles.append(error)
             if delay is None:

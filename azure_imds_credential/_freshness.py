@@ -23,6 +23,7 @@ SOONEST_REFRESH = 30.0
 LONGEST_WAIT = 2.0  # what a caller with a usable token waits for a refresh in the last minutes
 FIRST_BACK_OFF = 30.0
 LONGEST_BACK_OFF = 600.0
+LONGEST_LIFE = 366 * 86400.0  # managed identity tokens live 24 h today, so this only excludes nonsense
 REANCHOR_EVERY = 60.0  # after which `expires_on` follows a wall clock that was set
 
 NEVER = float("-inf")

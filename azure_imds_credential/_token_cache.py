@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _fork
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
     from ._configuration import Configuration
     from ._identity import Identity
+    from ._shared_cache import Turn
 
 # Seconds.
 ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
+REFRESH_SECONDS = 90.0  # what a refresh has while the held token serves: as a call has by default
 FORCE_EVERY = 30.0  # callers that force a refresh within them share one
 GRACE = 0.1  # what a caller gives a flight that is about to end, so that it can say why
 
@@ -115,7 +118,7 @@ class TokenCache:
         """
         now = self.clock()
         deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
-        courteous = True
+        courteous, overslept = True, False
         while True:
             now = self.clock()
             force = forced and not (now < slot.forced_at + FORCE_EVERY and now < slot.expires_at)
@@ -135,8 +138,9 @@ class TokenCache:
                 if outcome is None or (outcome.out_of_time and deadline > flight.deadline + 5 * GRACE):
                     continue  # who led it was interrupted, or had less time than we have
                 if outcome.error is None:
-                    if slot.token is None:
-                        continue  # everything was forgotten meanwhile
+                    if slot.token is None or (now >= slot.expires_at and not overslept):
+                        overslept = True
+                        continue  # everything was forgotten meanwhile, or the machine slept while the answer came
                     return
                 if not isinstance(outcome.error, IdentityUnavailableError) or now >= patient_until:
                     raise _own_copy(outcome.error)
@@ -144,7 +148,8 @@ class TokenCache:
             else:
                 wait = 0.0
                 if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
-                    flight = self._join(slot, wish, deadline, forced=False)
+                    # Nobody's patience limits a refresh behind the callers' backs.
+                    flight = self._join(slot, wish, now + REFRESH_SECONDS, forced=False)
                     wait = min(flight.started + LONGEST_WAIT, deadline) - now
                 if held is not Phase.CLOSING or wait <= 0 or not courteous:
                     with self._lock:
@@ -185,20 +190,30 @@ class TokenCache:
         return new
 
     def _fly(self, slot: Slot, wish: Configuration, flight: Flight) -> None:
-        """Be the thread of a flight: wait at the gate, ask, and keep what comes."""
+        """Be the thread of a flight: see what other processes have, wait at the gate, ask, and keep what comes."""
         endpoint = slot.endpoint
         try:
-            while not endpoint.gate.acquire(timeout=0.2):
-                self._look_after_gate(endpoint, flight)
-            endpoint.inside[id(flight)] = flight
-            with _fork.imports:
-                from . import _exchange
-            outcome = _exchange.ask(slot, flight, wish.options, self.world)
+            with self._turn(slot, flight) if wish.shared_cache else nullcontext() as turn:
+                outcome = turn.outcome if turn else None
+                if outcome is None:
+                    while not endpoint.gate.acquire(timeout=0.2):
+                        self._look_after_gate(endpoint, flight)
+                    endpoint.inside[id(flight)] = flight
+                    with _fork.imports:
+                        from . import _exchange
+                    outcome = _exchange.ask(slot, turn.flight if turn else flight, wish.options, self.world)
+                    if turn:
+                        outcome = turn.share(outcome)
         except BaseException as error:  # a user's hook may raise anything, and callers are waiting for it
             # Frames of the exchange hold answers, and answers hold tokens.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             outcome = Outcome(error=error)
         self._settle(slot, flight, outcome)
+
+    def _turn(self, slot: Slot, flight: Flight) -> Turn:
+        with _fork.imports:
+            from ._shared_cache import Turn
+        return Turn(slot, flight, self.world)
 
     def _look_after_gate(self, endpoint: Endpoint, waiting: Flight) -> None:
         """Let nobody wait at the gate for a flight that hangs, nor past its own deadline."""

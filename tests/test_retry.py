@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from azure_imds_credential._retry import Retry, next_delay
+from azure_imds_credential._retry import ANSWER_SECONDS, Retry, last_chance, next_delay
 
 LEAST: Callable[[], float] = lambda: 0.0  # noqa: E731 # named like the bound it gives
 MOST: Callable[[], float] = lambda: math.nextafter(1.0, 0.0)  # noqa: E731 # as above
@@ -33,14 +33,14 @@ def waits(retry: Retry, random: Callable[[], float], retry_after: float | None =
         (Retry.STRANGER, [0, 0, 0], [1, 2, 4]),
         (Retry.TRANSIENT, [0] * 5, [1, 2, 4, 8, 16]),
         (Retry.GONE, [0] * 12, [1, 2, 4, 8, 16, 16, 16, 12]),  # 75 s in all
-        (Retry.THROTTLED, [0.5] + [0] * 11, [2.5, 2, 4, 8] + [16] * 8),
+        (Retry.THROTTLED, [1, 0.8, 1.6, 3.2, 6.4] + [9.6] * 7, [3, 2, 4, 8, 16] + [24] * 7),
     ],
     ids=lambda value: value.name if isinstance(value, Retry) else None,
 )
-def test_waits_have_full_jitter_between_zero_and_a_doubling_cap(
+def test_waits_are_drawn_between_a_floor_and_a_doubling_cap(
     retry: Retry, least: list[float], most: list[float]
 ) -> None:
-    """Each wait lies between nothing and min(16, base * 2**n) seconds; a 429 gets half a second first."""
+    """Each wait lies between nothing and min(16, base * 2**n) seconds; after a 429 between 0.4 and 1 of min(24, ...)."""
     assert waits(retry, LEAST) == pytest.approx(least)
     assert waits(retry, MOST) == pytest.approx(most)
 
@@ -83,4 +83,21 @@ def test_retry_after_beyond_the_window_ends_the_asking(retry: Retry) -> None:
 
 def test_a_thousandth_retry_still_has_a_finite_wait() -> None:
     """Doubling never overflows."""
-    assert next_delay(Retry.THROTTLED, 10**6, 10.0**9, None, MOST) == pytest.approx(16)
+    assert next_delay(Retry.THROTTLED, 10**6, 10.0**9, None, MOST) == pytest.approx(24)
+
+
+@pytest.mark.parametrize(
+    ("delay", "left", "least", "most"),
+    [
+        (5, 20, 5, 5),
+        (16, 10, (10 - ANSWER_SECONDS) / 2, 10 - ANSWER_SECONDS),
+        (16, ANSWER_SECONDS, 16, 16),
+    ],
+    ids=["fits", "does not fit", "nothing would fit"],
+)
+def test_a_wait_that_outlasts_the_caller_is_drawn_from_what_is_left(
+    delay: float, left: float, least: float, most: float
+) -> None:
+    """Nobody gives up with seconds in hand because the wait that was drawn is longer than they are."""
+    assert last_chance(delay, left, LEAST) == pytest.approx(least)
+    assert last_chance(delay, left, MOST) == pytest.approx(most)

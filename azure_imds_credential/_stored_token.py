@@ -1,0 +1,79 @@
+"""How a token is written down for other processes of this machine, and when what is read back is believed.
+
+A CRC of the second line, then JSON. Times are CLOCK_BOOTTIME, which nobody sets and which goes on while the machine
+sleeps: a wall clock that jumps can neither revive a token nor end one. It starts anew at a boot, hence the boot's ID.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from ._freshness import LONGEST_LIFE
+
+FORMAT = 1
+
+
+class Found(NamedTuple):
+    """A token that a process of this user stored, in times of `Surroundings.clock`."""
+
+    access_token: str
+    expires_at: float
+    asked_at: float
+    stored_at: float
+    forced: bool
+
+    def __repr__(self) -> str:
+        return f"Found(expires_at={self.expires_at}, stored_at={self.stored_at})"
+
+
+def written(key: list[str | None], found: Found) -> bytes:
+    """Write a token down for a key: endpoint, kind and value of the identity, resource."""
+    body = json.dumps({"format": FORMAT, "boot": _boot_id(), "key": key, **found._asdict()}).encode()
+    return b"%08x\n" % binascii.crc32(body) + body
+
+
+def read(content: bytes, key: list[str | None], now: float) -> Found:
+    """Read what a process wrote down for this key.
+
+    Raises:
+        ValueError: It is damaged, of another format, key or boot, or from the future. The message quotes none of it.
+    """
+    checksum, _, body = content.partition(b"\n")
+    if checksum != b"%08x" % binascii.crc32(body):
+        raise ValueError("damaged")
+    try:
+        stored = json.loads(body)
+        found = Found(
+            str(stored["access_token"]),
+            float(stored["expires_at"]),
+            float(stored["asked_at"]),
+            float(stored["stored_at"]),
+            stored["forced"] is True,
+        )
+        same_format, same_key, same_boot = (
+            stored["format"] == FORMAT,
+            stored["key"] == key,
+            stored["boot"] == _boot_id(),
+        )
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise ValueError("in another form than this version writes") from error
+    token, times = found.access_token, (found.asked_at, found.stored_at, found.expires_at)
+    if not same_format or not token.isascii() or not token.isprintable() or not token or " " in token:
+        raise ValueError("in another form than this version writes")
+    if not same_key:
+        raise ValueError("for something else than its name says")
+    if not same_boot:
+        raise ValueError("from before the last boot")
+    if not all(map(math.isfinite, times)) or found.asked_at > found.stored_at or found.stored_at > now:
+        raise ValueError("dated in the future, or not at all")
+    if found.expires_at - found.stored_at > LONGEST_LIFE:
+        raise ValueError("valid for longer than a token can be")
+    return found
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
