@@ -58,7 +58,7 @@ case "$*" in
   'vm create'*) needs group; taken vm; : >vm ;;
   'vm identity assign'*) needs vm; needs identity; : >assigned ;;
   'vm show --show-details'*) needs vm; echo 203.0.113.9 ;;
-  'vm show'*) needs assigned; echo system-object-id ;;
+  'vm show'*) needs assigned; if [[ -e null ]]; then echo "$(<null)"; else echo system-object-id; fi ;;
   'network nsg rule create'*) needs vm ;;
   'keyvault list-deleted'*) [[ ! -e deleted ]] || echo the-vault ;;
   'keyvault list'*) needs group; [[ ! -e vault ]] || echo vault-id ;;
@@ -242,6 +242,15 @@ def test_a_failure_stops_the_run_and_the_next_run_completes_it(azure: Azure, com
     assert made_twice == []
 
 
+@pytest.mark.parametrize("null", ["", "None"])
+def test_an_answer_without_a_value_stops_the_run(azure: Azure, null: str) -> None:
+    """No role is ever assigned to nobody: null, which az writes as `None` or as nothing, ends the run."""
+    (azure.state / "null").write_text(null + "\n")
+    run = azure.up()
+    assert (run.returncode, run.commands()[-1]) == (1, "vm show")
+    assert "'az vm show' has no answer" in run.stderr
+
+
 @pytest.mark.parametrize("kind", ["user", "servicePrincipal"])
 def test_the_deployer_is_who_is_signed_in(azure: Azure, kind: str) -> None:
     """A person is looked up as the signed-in user, a pipeline as the service principal of its application."""
@@ -280,6 +289,8 @@ def test_the_secret_reaches_azure_and_nothing_else(azure: Azure, by: str) -> Non
     assert run.returncode == 0, run.stderr
     assert (azure.state / "secret").read_text() == SECRET
     assert "swordfish" not in run.stdout + run.stderr + repr(run.calls)
+    written = next(call for call in run.calls if call[:3] == ["keyvault", "secret", "set"])
+    assert written[written.index("--output") + 1] == "none"
 
 
 def test_a_trailing_line_break_is_said(azure: Azure) -> None:

@@ -116,7 +116,7 @@ def tree(tmp_path: Path, vm: Vm) -> Iterator[Path]:
     for name, text in {
         "sample.sh": 'echo "out $1"; echo err >&2; exit "$2"\n',
         "src/module.py": "x = 1\n",
-        ".gitignore": "*.log\nbuild/\n.venv*/\n",
+        ".gitignore": "*.log\nbuild/\n",
         "debug.log": "not copied",
         "build/out": "not copied",
         ".git/config": "not copied",
