@@ -197,8 +197,8 @@ def _seconds_to_wait(retry_after: str | None, now: float) -> float | None:
     """Read `Retry-After`: seconds or a date (RFC 9110, section 10.2.3). Nonsense is as good as none."""
     if retry_after is None:
         return None
-    if re.fullmatch(r"\s*[0-9]{1,18}\s*", retry_after):
-        return float(retry_after)
+    if re.fullmatch("[0-9]{1,18}", retry_after.strip()):
+        return float(retry_after.strip())  # float() strips less than this
     date = _epoch(retry_after)
     return None if date is None else max(0.0, date - now)
 

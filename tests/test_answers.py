@@ -331,6 +331,7 @@ def test_a_mismatch_names_whom_the_token_is_for() -> None:
         ("0", 0.0),
         ("2", 2.0),
         (" 120 ", 120.0),
+        ("120\x1d", 120.0),
         ("86400", 86400.0),
         (DATE, 0.0),
         ("Mon, 21 Sep 2026 14:14:20 GMT", 60.0),
