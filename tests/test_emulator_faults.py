@@ -130,6 +130,19 @@ def test_silence(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
+def test_clients_that_gave_up_do_not_count() -> None:
+    """An answer that hangs is over when its client is gone: it is no longer one of the five at once."""
+    with ImdsEmulator(throttle=True) as imds:
+        imds.script(*[faults.hang] * 5)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                exchange(imds.endpoint, timeout=0.02)
+        deadline = time.monotonic() + 10
+        while (status := exchange(imds.endpoint).status) == 429 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert status == 200
+
+
 def test_closing_ends_what_hangs() -> None:
     """`close` does not wait for answers that hang, drip or are held back, nor for a restart that is not over."""
     request = f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode()

@@ -57,6 +57,9 @@ def test_each_test_starts_without_tokens(run: Any) -> None:
             with ImdsEmulator() as imds:
                 yield imds
 
+        def test_leaves_a_token(shared):
+            ImdsCredential(endpoint=shared.endpoint).get_token("https://vault.azure.net/.default")
+
         @pytest.mark.parametrize("fixture", ["imds_emulator", "imds_credential", "no_network"] * 2)
         def test_asks(fixture, request, shared):
             request.getfixturevalue(fixture)
@@ -70,28 +73,51 @@ def test_each_test_starts_without_tokens(run: Any) -> None:
             ImdsCredential(endpoint=shared.endpoint).get_token("https://vault.azure.net/.default")
             shared.assert_requests(1)
         """
-    ).assert_outcomes(passed=7)
+    ).assert_outcomes(passed=8)
 
 
 def test_code_that_makes_its_own_credential(run: Any) -> None:
-    """The environment leads any credential to the emulator, whatever other source it named before."""
+    """The environment leads any credential to the emulator."""
     run(
         """
         import pytest
         from azure.identity import ManagedIdentityCredential
         from azure_imds_credential import ImdsCredential
 
-        @pytest.fixture(autouse=True)
-        def elsewhere(monkeypatch):
-            monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9")
-            monkeypatch.setenv("IDENTITY_HEADER", "x")
-
         @pytest.mark.parametrize("credential", [ImdsCredential, ManagedIdentityCredential])
-        def test_token(elsewhere, imds_emulator, credential):
+        def test_token(imds_emulator, credential):
             with credential() as made:
                 assert made.get_token("https://vault.azure.net/.default").token == imds_emulator.tokens[0]
         """
     ).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("fixture", ["imds_emulator", "imds_credential", "imds_recording"])
+def test_other_sources_do_not_count(run: Any, fixture: str) -> None:
+    """Whatever other token source the environment names, a test that stands in for a VM sees IMDS."""
+    run(
+        f"""
+        import pytest
+        from azure_imds_credential import ManagedIdentitySource, detect_source
+
+        SOURCES = {{
+            "APP_SERVICE": ["IDENTITY_ENDPOINT", "IDENTITY_HEADER"],
+            "SERVICE_FABRIC": ["IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT"],
+            "MACHINE_LEARNING": ["MSI_ENDPOINT", "MSI_SECRET"],
+            "AZURE_ARC": ["IDENTITY_ENDPOINT", "IMDS_ENDPOINT"],
+            "CLOUD_SHELL": ["AZUREPS_HOST_ENVIRONMENT"],
+        }}
+
+        @pytest.mark.parametrize("source", SOURCES)
+        @pytest.mark.imds_recording({str(recording())!r})
+        def test_source(source, request, monkeypatch):
+            for name in SOURCES[source]:
+                monkeypatch.setenv(name, "cloud-shell/1.0")
+            assert detect_source() is ManagedIdentitySource[source]
+            request.getfixturevalue({fixture!r})
+            assert detect_source() is ManagedIdentitySource.IMDS
+        """
+    ).assert_outcomes(passed=5)
 
 
 def test_options_of_the_emulator(run: Any) -> None:
@@ -208,17 +234,9 @@ def test_a_recording_is_found_by_the_name_of_the_test(run: Any, pytester: pytest
 
 
 def test_a_recording_can_be_named(run: Any) -> None:
-    """A marker names another recording; other sources in the environment do not keep it from being replayed."""
+    """A marker names another recording."""
     marker = f"@pytest.mark.imds_recording({str(recording())!r})"
-    source = (
-        REPLAYED.format(marker=marker).replace("def test_replayed(", "def test_replayed(elsewhere, ")
-        + """
-    @pytest.fixture(autouse=True)
-    def elsewhere(monkeypatch):
-        monkeypatch.setenv("MSI_ENDPOINT", "http://127.0.0.1:9")
-    """
-    )
-    run(source).assert_outcomes(passed=1)
+    run(REPLAYED.format(marker=marker)).assert_outcomes(passed=1)
 
 
 def test_a_missing_recording_says_how_to_make_it(run: Any) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Whoever sets one of these asks for another token source than IMDS; azure-identity and msal read the same names.
 OTHER_SOURCES = (
+    "AZUREPS_HOST_ENVIRONMENT",
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
     "IDENTITY_SERVER_THUMBPRINT",
