@@ -1,0 +1,232 @@
+"""A soak: threads and tasks keep asking while IMDS throttles, restarts, hangs, lies and rotates its tokens.
+
+Time runs sixty times as fast, so that 20 s (CHAOS_SECONDS in the environment for more or less) are 20 minutes in the
+life of tokens that live ten: each is refreshed ahead, in its last minutes or too late, many times over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+from colours import AIO, SYNC
+
+from azure_imds_credential import ImdsError, _configuration, _exchange
+from azure_imds_credential._endpoint import AT_ONCE
+from azure_imds_credential._quiet import THREAD_NAME
+from azure_imds_credential._token_cache import TokenCache
+from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
+from azure_imds_credential.testing.faults import Fault, Reply, Steps
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+SPEED = 60.0
+TOKEN_LIFETIME = 600
+THREADS, TASKS, LOOPS = 32, 200, 2
+IDENTITIES = [UserAssigned(name) for name in ("one", "two", "three")]
+RESOURCES = [f"https://{name}.example" for name in ("vault", "storage", "graph", "sql")]
+
+
+def fast() -> float:
+    """A clock for everybody: the cache, the emulator and the test."""
+    return time.monotonic() * SPEED
+
+
+class FastCache(TokenCache):
+    """A cache whose callers wait a sixtieth of what it tells them."""
+
+    def steps(self, *args: Any, **kwargs: Any) -> Generator[tuple[Any, float], None, None]:
+        for future, seconds in super().steps(*args, **kwargs):
+            yield future, seconds / SPEED
+
+
+@dataclass
+class Findings:
+    """What the callers saw."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    tokens: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def claims(self, token: str) -> dict[str, Any]:
+        if token not in self.known:
+            payload = token.split(".")[1]
+            self.known[token] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return self.known[token]
+
+    def got(self, identity: UserAssigned, resource: str, token: str, begun: float) -> None:
+        self.calls["token"] += 1
+        claims = self.claims(token)
+        if (claims["appid"], claims["aud"]) != (identity.client_id, resource):
+            self.wrong.append(f"asked for {identity.name} {resource}, got {claims['appid']} {claims['aud']}")
+        if claims["exp"] < begun - 1:
+            self.wrong.append(f"a token that expired {begun - claims['exp']:.0f} s before it was asked for")
+        self.tokens.setdefault((identity.name, resource), set()).add(token)
+
+    def failed(self, error: BaseException, slot: Any, begun: float, *, forced: bool = False) -> None:
+        self.calls[type(error).__name__] += 1
+        if not isinstance(error, ImdsError):
+            self.wrong.append(f"an undocumented {error!r}")
+        # Whoever forces a refresh wants no other token than a new one, so only they are told that there is none.
+        if not forced and slot.token is not None and slot.stored_at < begun and slot.expires_at > fast():
+            self.wrong.append(f"failed with {slot.expires_at - fast():.0f} s left of a held token: {error}")
+
+
+class Watched(ImdsEmulator):
+    """An emulator that knows how many requests it had at once."""
+
+    most_at_once = 0
+
+    def answered(self, fault: Fault) -> Fault:
+        """Count a request while it is being answered."""
+
+        def counted(reply: Reply) -> Steps:
+            self.most_at_once = max(self.most_at_once, self._imds.in_flight)
+            yield from fault(reply)
+
+        return counted
+
+
+def dribble(reply: Reply) -> Steps:
+    """The answer in twenty pieces, which takes half a minute."""
+    whole = reply.encode()
+    for start in range(0, len(whole), 1 + len(whole) // 20):
+        yield whole[start : start + 1 + len(whole) // 20]
+        yield 0.025
+
+
+def somebody_elses(imds: ImdsEmulator) -> Fault:
+    """A good answer for another identity or resource than was asked."""
+
+    def foreign(reply: Reply) -> Steps:
+        document = json.loads(reply.body)
+        if reply.status == 200 and "access_token" in document:
+            other = next(each for each in IDENTITIES if each.client_id != document["client_id"])
+            document |= {"access_token": imds.issue_token(document["resource"], other), "client_id": other.client_id}
+        yield reply.with_body(json.dumps(document).encode()).encode()
+
+    return foreign
+
+
+def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[str]:
+    """One trouble after the other, each lasting about a second."""
+    foreign = somebody_elses(imds)
+    troubles: dict[str, Callable[[], None]] = {
+        "throttles": lambda: imds.script(imds.answered(faults.throttled()), seconds=30),
+        "throttles with Retry-After": lambda: imds.script(faults.throttled(10), seconds=20),
+        "updates": lambda: imds.script(faults.status(410), seconds=60),
+        "restarts": lambda: imds.restart(refused=0.4, wireserver=4),
+        "hangs": lambda: imds.script(imds.answered(faults.hang), seconds=30),
+        "drips": lambda: imds.script(imds.answered(dribble), seconds=20),
+        "lies": lambda: imds.script(foreign, seconds=20),
+        "is ill": lambda: imds.script(faults.status(500), faults.members(access_token=""), faults.reset(), seconds=40),
+        "rotates": imds.renew_tokens,
+        "is well": imds.clear_faults,
+    }
+    caused: Counter[str] = Counter()
+    names = list(troubles)
+    while time.monotonic() < until:
+        if not names:
+            names = list(troubles)
+        name = names.pop(chance.randrange(len(names)))
+        troubles[name]()
+        caused[name] += 1
+        time.sleep(min(0.4 + chance.random(), max(0.0, until - time.monotonic())))
+    imds.clear_faults()
+    return caused
+
+
+@pytest.mark.slow
+# The emulator cuts connections that its event loop has accepted and not yet made a transport of.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nobody_fails_while_a_token_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No failed call while a valid token is held, no wrong token, and a bounded rate of requests."""
+    shared = FastCache(fast, fast, random.Random(1).random, lambda seconds: time.sleep(seconds / SPEED))
+    monkeypatch.setattr(_configuration, "process_cache", shared)
+    monkeypatch.setattr(_exchange, "READ_SECONDS", _exchange.READ_SECONDS / SPEED)
+
+    found = Findings()
+    begun_at, stop_at = time.monotonic(), time.monotonic() + SECONDS
+    chaos_until = stop_at - 2
+    with Watched(IDENTITIES, clock=fast, token_lifetime=TOKEN_LIFETIME, latency=0.005, renew_before=300) as imds:
+        imds.random_faults(
+            imds.answered(faults.ok), faults.status(503), faults.reset(), faults.status(404), rate=0.5, seed=7
+        )
+
+        def pick(chance: random.Random) -> tuple[UserAssigned, str, Any]:
+            identity, resource = chance.choice(IDENTITIES), chance.choice(RESOURCES)
+            return identity, resource, partial(dict, endpoint=imds.endpoint, client_id=identity.client_id)
+
+        def slot_of(credential: Any, resource: str) -> Any:
+            return shared.slot(imds.endpoint, credential._configuration.identity, resource)
+
+        def thread(seed: int) -> None:
+            chance = random.Random(seed)
+            while time.monotonic() < stop_at:
+                identity, resource, arguments = pick(chance)
+                credential = SYNC.ImdsCredential(**arguments())
+                begun, forced = fast(), chance.random() < 0.01
+                try:
+                    token = credential.get_token(resource, force_refresh=forced).token
+                except BaseException as error:
+                    found.failed(error, slot_of(credential, resource), begun, forced=forced)
+                else:
+                    found.got(identity, resource, token, begun)
+                time.sleep(0.02 * chance.random())
+
+        async def task(seed: int) -> None:
+            chance = random.Random(seed)
+            while time.monotonic() < stop_at:
+                identity, resource, arguments = pick(chance)
+                credential = AIO.ImdsCredential(**arguments())
+                begun = fast()
+                asking = asyncio.ensure_future(credential.get_token(resource))
+                if chance.random() < 0.02:
+                    asyncio.get_running_loop().call_later(0.01 * chance.random(), asking.cancel)
+                try:
+                    token = (await asking).token
+                except asyncio.CancelledError:
+                    found.calls["cancelled"] += 1
+                except BaseException as error:
+                    found.failed(error, slot_of(credential, resource), begun)
+                else:
+                    found.got(identity, resource, token, begun)
+                await asyncio.sleep(0.2 * chance.random())
+
+        async def loop(first: int) -> None:
+            await asyncio.gather(*(task(first + number) for number in range(TASKS // LOOPS)))
+
+        callers = [threading.Thread(target=thread, args=(seed,)) for seed in range(THREADS)]
+        callers += [threading.Thread(target=asyncio.run, args=(loop(1000 * (1 + each)),)) for each in range(LOOPS)]
+        for caller in callers:
+            caller.start()
+        caused = cause_chaos(imds, chaos_until, random.Random(3))
+        for caller in callers:
+            caller.join()
+        requests, passed = len(imds.requests), (time.monotonic() - begun_at) * SPEED
+        for flight in threading.enumerate():
+            if flight.name == THREAD_NAME:
+                flight.join(5)
+
+    told = (
+        f"{dict(found.calls)}, {requests} requests in {passed:.0f} s, at most {imds.most_at_once} at once; "
+        f"IMDS {dict(caused)}"
+    )
+    print(told)
+    assert not found.wrong, f"{len(found.wrong)} of {told}: {found.wrong[:10]}"
+    assert found.calls["token"] > 100 * SECONDS, told
+    assert len(found.tokens) == len(IDENTITIES) * len(RESOURCES), told
+    assert all(len(tokens) >= min(3, passed / TOKEN_LIFETIME) for tokens in found.tokens.values()), told
+    assert 0 < imds.most_at_once <= AT_ONCE, told
+    assert requests / passed < 2, told
