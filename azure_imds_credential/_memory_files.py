@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NAME = "azure-imds-credential"
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 # what makes it safe is checked at each use
 MOST_BYTES = 1 << 20  # of one file; a token has about 2,000
 
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -153,7 +154,7 @@ def _candidates(environ: Mapping[str, str] | None) -> list[tuple[str, str]]:
     if not sys.platform.startswith("linux"):
         return []
     runtime = (os.environ if environ is None else environ).get("XDG_RUNTIME_DIR", "")
-    shared = ("/dev/shm", f"{NAME}-{os.geteuid()}")  # noqa: S108 # what makes it safe is checked at each use
+    shared = (SHARED_MEMORY, f"{NAME}-{os.geteuid()}")
     return [(runtime, NAME), shared] if runtime.startswith("/") else [shared]
 
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from . import _fork
-from ._freshness import LAST_MINUTES, LONGEST_WAIT, NEVER
+from ._freshness import LAST_MINUTES, LONGEST_WAIT, NEVER, SOONEST_REFRESH
 from ._memory_files import Folder, RefusedError, empty_folders, open_folder
 from ._stored_token import Found, read, written
 from ._token_cache import Outcome
@@ -147,7 +147,7 @@ class Turn:
             return None
         if flight.forced:
             return found if found.forced and found.asked_at >= flight.started else None
-        if found.stored_at >= flight.started:
+        if found.stored_at >= flight.started or now - found.stored_at < SOONEST_REFRESH:
             return found  # somebody has just asked; asking again would bring nothing better
         if found.expires_at - now <= LAST_MINUTES:
             self._spare = None if self._holds_usable(now) else found

@@ -48,7 +48,7 @@ def read(content: bytes, key: list[str | None], now: float) -> Found:
     try:
         stored = json.loads(body)
         found = Found(
-            str(stored["access_token"]),
+            stored["access_token"],
             float(stored["expires_at"]),
             float(stored["asked_at"]),
             float(stored["stored_at"]),
@@ -62,7 +62,14 @@ def read(content: bytes, key: list[str | None], now: float) -> Found:
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError("in another form than this version writes") from error
     token, times = found.access_token, (found.asked_at, found.stored_at, found.expires_at)
-    if not same_format or not token.isascii() or not token.isprintable() or not token or " " in token:
+    if (
+        not same_format
+        or not isinstance(token, str)
+        or not token.isascii()
+        or not token.isprintable()
+        or not token
+        or " " in token
+    ):
         raise ValueError("in another form than this version writes")
     if not same_key:
         raise ValueError("for something else than its name says")
