@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Seconds.
 ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
+ASK_AFTER_DEAD_TOKEN = 0.5
 REFRESH_SECONDS = 90.0  # what a refresh has while the held token serves: as a call has by default
 FORCE_EVERY = 30.0  # callers that force a refresh within them share one
 GRACE = 0.1  # what a caller gives a flight that is about to end, so that it can say why
@@ -118,11 +119,11 @@ class TokenCache:
         """
         now = self.clock()
         deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
-        courteous, overslept = True, False
+        courteous = True
         while True:
             now = self.clock()
             force = forced and not (now < slot.forced_at + FORCE_EVERY and now < slot.expires_at)
-            held = Phase.EXPIRED if slot.token is None else phase(now, slot.refresh_at, slot.expires_at)
+            held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise _own_copy(absence)
@@ -133,15 +134,20 @@ class TokenCache:
                     slot.endpoint.leave(flight)  # it overran its time: others may ask
                     if now < deadline:
                         continue
+                    if now < slot.expires_at and not force:
+                        return
                     raise _own_copy(flight.troubles[-1] if flight.troubles else _no_answer(slot, wish))
                 outcome = flight.future.result()
                 if outcome is None or (outcome.out_of_time and deadline > flight.deadline + 5 * GRACE):
                     continue  # who led it was interrupted, or had less time than we have
+                if now < slot.expires_at and not (force and outcome.error):
+                    return  # what it brought, or what another flight brought meanwhile
+                if outcome.error is None and now < deadline:
+                    # The machine slept while the answer came. Not at once, in case its tokens are always dead.
+                    yield type(flight.future)(), ASK_AFTER_DEAD_TOKEN
+                    continue
                 if outcome.error is None:
-                    if slot.token is None or (now >= slot.expires_at and not overslept):
-                        overslept = True
-                        continue  # everything was forgotten meanwhile, or the machine slept while the answer came
-                    return
+                    raise _own_copy(_no_answer(slot, wish))
                 if not isinstance(outcome.error, IdentityUnavailableError) or now >= patient_until:
                     raise _own_copy(outcome.error)
                 yield type(flight.future)(), min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
@@ -237,7 +243,7 @@ class TokenCache:
                 slot.forced = None
             if slot.plain is flight:
                 slot.plain = None
-            kept = slot.token is not None and now < slot.expires_at
+            kept = now < slot.expires_at
             if outcome is None:
                 pass
             elif outcome.error is not None:
