@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .exceptions import ImdsError
 
 if TYPE_CHECKING:
-    from ._token_cache import Flight
+    from ._flight import Flight
 
 AT_ONCE = 5  # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
 ABSENT_SECONDS = 30.0  # how long "nobody there" is believed

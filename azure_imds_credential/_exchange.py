@@ -15,14 +15,14 @@ from azure.core.rest import HttpRequest
 
 from . import exceptions as e
 from ._answer import BODY_LIMIT, BROKE_OFF, Reply, Silence, Verdict, judge
+from ._flight import Outcome
 from ._hints import hint_for, this_machine_is_plainly_not_azure
 from ._pipeline import TRANSPORT_ERRORS, build_pipeline, silence
 from ._retry import Retry, last_chance, next_delay
-from ._token_cache import Outcome
 
 if TYPE_CHECKING:
+    from ._flight import Flight
     from ._freshness import Slot, Surroundings
-    from ._token_cache import Flight
 
 # What IMDS's team asks of SDKs (https://github.com/Azure/azure-sdk-for-net/issues/31452): it survives one lost SYN.
 CONNECT_SECONDS = 3.0

@@ -12,8 +12,8 @@ from azure.core.credentials import AccessToken, AccessTokenInfo
 
 if TYPE_CHECKING:
     from ._endpoint import Endpoint
+    from ._flight import Flight
     from ._identity import Identity
-    from ._token_cache import Flight
 
 # Seconds.
 LAST_MINUTES = 300.0  # azure-core and msal treat a token with less as expired

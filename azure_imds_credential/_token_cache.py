@@ -7,19 +7,19 @@ exchange on a thread of its own, so that a caller can leave at its deadline what
 from __future__ import annotations
 
 import contextvars
-import copy
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import _fork
 from ._endpoint import Endpoint
-from ._freshness import LONGEST_WAIT, NEVER, Phase, Slot, Surroundings, boot_clock, next_refresh_after, phase
-from .exceptions import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError, let_chains_go_on
+from ._flight import Flight, Outcome, no_answer, own_copy
+from ._freshness import LONGEST_WAIT, Phase, Slot, Surroundings, boot_clock, next_refresh_after, phase
+from .exceptions import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -36,29 +36,6 @@ FORCE_EVERY = 30.0  # callers that force a refresh within them share one
 GRACE = 0.1  # what a caller gives a flight that is about to end, so that it can say why
 
 _logger = logging.getLogger("azure_imds_credential")
-
-
-class Outcome(NamedTuple):
-    """How a flight ended: with a token and the clock's reading at its expiry, or with an error."""
-
-    access_token: str = ""
-    expires_at: float = NEVER
-    error: BaseException | None = None
-    absent: bool = False  # nothing listens there: worth remembering
-    out_of_time: bool = False  # somebody with more time might have succeeded
-
-    def __repr__(self) -> str:
-        return f"Outcome(error={self.error!r})"
-
-
-class Flight(NamedTuple):
-    """An exchange under way. Its future never fails and cannot be cancelled: whoever waits may leave, it goes on."""
-
-    future: Future[Outcome | None]  # None: it never set out, since the caller who meant to start it was interrupted
-    started: float
-    deadline: float
-    forced: bool
-    troubles: list[BaseException]  # the errors of its attempts so far, for callers who leave before it ends
 
 
 class TokenCache:
@@ -126,7 +103,7 @@ class TokenCache:
             held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
-                    raise _own_copy(absence)
+                    raise own_copy(absence)
                 flight = self._join(slot, wish, deadline, forced=force)
                 yield flight.future, min(deadline, flight.deadline) + GRACE - now
                 now = self.clock()
@@ -136,7 +113,7 @@ class TokenCache:
                         continue
                     if now < slot.expires_at and not force:
                         return
-                    raise _own_copy(flight.troubles[-1] if flight.troubles else _no_answer(slot, wish))
+                    raise own_copy(flight.troubles[-1] if flight.troubles else no_answer(slot, wish))
                 outcome = flight.future.result()
                 if outcome is None or (outcome.out_of_time and deadline > flight.deadline + 5 * GRACE):
                     continue  # who led it was interrupted, or had less time than we have
@@ -147,9 +124,9 @@ class TokenCache:
                     yield type(flight.future)(), ASK_AFTER_DEAD_TOKEN
                     continue
                 if outcome.error is None:
-                    raise _own_copy(_no_answer(slot, wish))
+                    raise own_copy(no_answer(slot, wish))
                 if not isinstance(outcome.error, IdentityUnavailableError) or now >= patient_until:
-                    raise _own_copy(outcome.error)
+                    raise own_copy(outcome.error)
                 yield type(flight.future)(), min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
             else:
                 wait = 0.0
@@ -264,28 +241,6 @@ class TokenCache:
                 slot.retry_at - now,
                 outcome.error,
             )
-
-
-def _no_answer(slot: Slot, wish: Configuration) -> BaseException:
-    cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
-    return cls(
-        f"No token for {slot.resource}, asked of {slot.endpoint.url} as {slot.identity}: no whole answer within "
-        f"{wish.timeout:g} s. Whatever listens there is slow, hung or not IMDS.",
-        endpoint=slot.endpoint.url,
-        identity=str(slot.identity),
-        resource=slot.resource,
-        elapsed=wish.timeout,
-        hint="Try again later, or check what listens at this address.",
-    )
-
-
-def _own_copy(error: BaseException) -> BaseException:
-    """Give each caller an exception of its own: one instance raised twice would mix their tracebacks."""
-    let_chains_go_on(error)
-    try:
-        return copy.copy(error)
-    except Exception:  # a user's hook may raise what cannot be copied
-        return error
 
 
 process_cache = TokenCache()

@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential import _token_cache as cache_module
+from azure_imds_credential._flight import Flight, Outcome
 from azure_imds_credential._freshness import LAST_MINUTES
 from azure_imds_credential._identity import Identity
-from azure_imds_credential._token_cache import Flight, Outcome, TokenCache
+from azure_imds_credential._token_cache import TokenCache
 
 KEYS = ("https://a", "https://b")
 TIMEOUT = 90.0
