@@ -40,7 +40,7 @@ def waits(retry: Retry, random: Callable[[], float], retry_after: float | None =
 def test_waits_are_drawn_between_a_floor_and_a_doubling_cap(
     retry: Retry, least: list[float], most: list[float]
 ) -> None:
-    """Each wait lies between nothing and min(16, base * 2**n) seconds; after a 429 between 0.4 and 1 of min(24, ...)."""
+    """Each wait lies between 0 and min(16, base * 2**n) seconds; after a 429 between 0.4 and 1 of min(24, ...)."""
     assert waits(retry, LEAST) == pytest.approx(least)
     assert waits(retry, MOST) == pytest.approx(most)
 
