@@ -1,20 +1,24 @@
 """Azure managed identity tokens from the Instance Metadata Service (IMDS), asked for once, for any Azure SDK client."""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from ._claims import IdentityInfo
-from ._credential import ImdsCredential
-from ._source import ManagedIdentitySource, detect_source
 from ._version import __version__
-from .exceptions import (
-    IdentityMismatchError,
-    IdentityUnavailableError,
-    ImdsError,
-    ImdsRequestError,
-    ImdsServiceError,
-    ImdsThrottledError,
-    ImdsUnavailableError,
-)
+
+if TYPE_CHECKING:
+    from ._claims import IdentityInfo
+    from ._credential import ImdsCredential
+    from ._source import ManagedIdentitySource, detect_source
+    from .exceptions import (
+        IdentityMismatchError,
+        IdentityUnavailableError,
+        ImdsError,
+        ImdsRequestError,
+        ImdsServiceError,
+        ImdsThrottledError,
+        ImdsUnavailableError,
+    )
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -32,3 +36,21 @@ __all__ = [
     "__version__",
     "detect_source",
 ]
+
+# Loaded when first used: pytest imports this package in every run, for the plugin in `testing`.
+_WHERE = {
+    "IdentityInfo": "._claims",
+    "ImdsCredential": "._credential",
+    "ManagedIdentitySource": "._source",
+    "detect_source": "._source",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(import_module(_WHERE.get(name, ".exceptions"), __name__), name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
