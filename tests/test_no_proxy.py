@@ -195,6 +195,20 @@ def test_no_redirect_is_followed(transport: str, code: int, imds: ImdsEmulator) 
             own.close()
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("location", ["http://[", "\xe9\xff", "//"])
+def test_a_redirect_to_no_url_is_told_like_any(
+    transport: str, location: str, colour: Colour, imds: ImdsEmulator
+) -> None:
+    """Nobody looks where it points, so nobody stumbles over it, with a user's own transport either."""
+    imds.script(faults.redirect(location))
+    own = TRANSPORTS[transport]("http://127.0.0.1:9")
+    with pytest.raises(ImdsServiceError, match="307"):
+        colour.ask(imds.endpoint, transport=own)
+    if own is not None:
+        own.close()
+
+
 def test_a_users_transport_is_neither_opened_nor_closed(colour: Colour, imds: ImdsEmulator) -> None:
     """It serves before and after; its session stays its own."""
     mine = session()
