@@ -43,6 +43,12 @@ def larger_than_the_limit(reply: Reply) -> Steps:
     yield reply.with_body(reply.body + b" " * BODY_LIMIT).encode()
 
 
+def length_too_short(reply: Reply) -> Steps:
+    """What is left over would arrive during the next attempt, were the connection used again."""
+    yield reply.with_header("Content-Length", str(len(reply.body) - 10)).with_header("Connection", "close").encode()
+    yield End.CLOSE
+
+
 def endless(reply: Reply) -> Steps:
     """A body without end and without a length."""
     yield reply.with_header("Content-Length", None).head()
@@ -92,7 +98,7 @@ ROWS: dict[str, Row] = {
     "late, but in time": Row(faults.slow(0.2), None, 1),
     # From IMDS, malformed
     "wrong length": Row(faults.wrong_length(10), ImdsServiceError, 2, "broke off", 200),
-    "length too short": Row(faults.wrong_length(-10), ImdsServiceError, 2, "without a usable token", 200),
+    "length too short": Row(length_too_short, ImdsServiceError, 2, "without a usable token", 200),
     "length no number": Row(faults.status(200, "{}", headers={"Content-Length": "abc"}), ImdsServiceError, 2, "", 200),
     "length below zero": Row(
         faults.status(200, "{}", headers={"Content-Length": "-5"}), ImdsServiceError, 2, "", 200, {"read_timeout": 0.1}
