@@ -11,8 +11,9 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["azure_imds_credential", "json"]):
-    from azure_imds_credential._answer import EXCERPT_LIMIT, LONGEST_LIFE, Reply, judge
+    from azure_imds_credential._answer import EXCERPT_LIMIT, Reply, judge
     from azure_imds_credential._claims import identity_info
+    from azure_imds_credential._freshness import LONGEST_LIFE
     from azure_imds_credential._identity import identity_from
 
 RESOURCE = "https://vault.azure.net"

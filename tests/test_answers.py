@@ -18,7 +18,8 @@ from azure_imds_credential import (
     ImdsThrottledError,
     ImdsUnavailableError,
 )
-from azure_imds_credential._answer import BODY_LIMIT, LONGEST_LIFE, Reply, Silence, Verdict, excerpt, judge
+from azure_imds_credential._answer import BODY_LIMIT, Reply, Silence, Verdict, excerpt, judge
+from azure_imds_credential._freshness import LONGEST_LIFE
 from azure_imds_credential._identity import Identity, identity_from
 from azure_imds_credential._retry import Retry
 
@@ -30,7 +31,7 @@ OTHER_GUID = "6a7b8c9d-0000-4000-8000-00000000dcba"
 ARM_ID = f"/subscriptions/{GUID}/resourcegroups/Group/providers/Microsoft.ManagedIdentity/userAssignedIdentities/app"
 IMDS = {"server": "IMDS/150.870.65.1854"}
 SYSTEM = identity_from(client_id=None, object_id=None, resource_id=None)
-ENTRA = {"error_codes": [500011], "trace_id": GUID}
+ENTRA: dict[str, Any] = {"error_codes": [500011], "trace_id": GUID}
 
 
 def jwt(**claims: Any) -> str:
@@ -316,11 +317,12 @@ def test_a_token_for_somebody_else_is_refused(name: str) -> None:
 
 def test_a_mismatch_names_whom_the_token_is_for() -> None:
     """ARM IDs and GUIDs are no secrets: the message shows them whole."""
-    for identity, members, shown in (
+    rows: list[tuple[dict[str, str], dict[str, Any], str]] = [
         (CLIENT, {"client_id": OTHER_GUID}, OTHER_GUID),
         (ARM, {"access_token": jwt(xms_mirid=ARM_ID + "2")}, ARM_ID + "2"),
         ({}, {"resource": "https://graph.microsoft.com"}, "https://graph.microsoft.com"),
-    ):
+    ]
+    for identity, members, shown in rows:
         asked = identity_from(**{"client_id": None, "object_id": None, "resource_id": None, **identity})
         assert shown in judged(token_answer(**members), asked).came_back
 

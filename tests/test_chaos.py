@@ -159,7 +159,8 @@ def test_nobody_fails_while_a_token_is_held(monkeypatch: pytest.MonkeyPatch) -> 
     found = Findings()
     begun_at, stop_at = time.monotonic(), time.monotonic() + SECONDS
     chaos_until = stop_at - 2
-    with Watched(IDENTITIES, clock=fast, token_lifetime=TOKEN_LIFETIME, latency=0.005, renew_before=300) as imds:
+    imds = Watched(IDENTITIES, clock=fast, token_lifetime=TOKEN_LIFETIME, latency=0.005, renew_before=300)
+    with imds:
         imds.random_faults(
             imds.answered(faults.ok), faults.status(503), faults.reset(), faults.status(404), rate=0.5, seed=7
         )

@@ -128,7 +128,6 @@ ROWS: dict[str, Row] = {
     "huge": Row(larger_than_the_limit, ImdsServiceError, 1, "more than", 200),
     "endless": Row(endless, ImdsServiceError, 1, "more than", 200),
     # For somebody else
-    "another identity's client": Row(faults.ok, None, 1),
     "another resource": Row(
         faults.members(resource="https://graph.microsoft.com"), IdentityMismatchError, 1, "graph.microsoft.com", 200
     ),
