@@ -106,7 +106,8 @@ class _Conversation(HTTPPolicy[Any, Any]):
             "GET",
             f"{self.slot.endpoint.url}/metadata/identity/oauth2/token",
             params=params,
-            headers={**headers, "Accept-Encoding": "identity"},  # so that its size is what it says
+            # Uncompressed, so that its size is what it says; and no attempt on a connection that an ill server still has.
+            headers={**headers, "Accept-Encoding": "identity", "Connection": "close"},
         )
         if self.flight.forced:
             request.url += _BYPASS
