@@ -156,10 +156,6 @@ def main(peer: str, colour: str, trouble: str) -> None:
         print(slowest_call(peer, clock, SLOW + 1))
 
 
-def _pair(sync: Any, aio: Any) -> str:
-    return f"{sync} / {'-' if aio is None else aio}"
-
-
 def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
     """Run each trouble for each library and colour, side by side in the quick form."""
     subjects = [(peer, "sync") for peer in PEERS] + [(peer, "aio") for peer in ASYNC_PEERS]
@@ -179,35 +175,17 @@ def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
     with ThreadPoolExecutor(len(cases) if quick else 1) as pool:
         found = dict(zip(cases, pool.map(one, cases), strict=True))
 
-    def slow(peer: str, colour: str) -> str | None:
-        seconds = found.get(("slow", peer, colour))
-        return None if seconds is None else f"{1000 * seconds:.1f}"
-
-    def failing(peer: str, colour: str) -> str | None:
-        ends = found.get(("failing", peer, colour))
-        return None if ends is None else f"{ends['lost']} of {ends['calls']}, {ends['slowest']:.3g} s"
-
-    detail = {
-        trouble: {f"{peer}, {colour}": found[trouble, peer, colour] for peer, colour in subjects}
-        for trouble in ("slow", "failing")
-    }
-    ours = [found["failing", OURS, colour] for colour in ("sync", "aio")]
-    return [
-        Row(
-            f"slowest caller while a refresh takes {SLOW:g} s, ms, sync / aio",
-            {peer: _pair(slow(peer, "sync"), slow(peer, "aio")) for peer in PEERS},
-            "under 10",
-            all(found["slow", OURS, colour] < 0.01 for colour in ("sync", "aio")),
-            detail["slow"],
-        ),
-        Row(
-            "live token lost because its refresh failed, and slowest call, sync / aio",
-            {peer: _pair(failing(peer, "sync"), failing(peer, "aio")) for peer in PEERS},
-            "never",
-            not any(ends["lost"] for ends in ours),
-            detail["failing"],
-        ),
-    ]
+    rows = []
+    for colour, peers in (("sync", PEERS), ("aio", ASYNC_PEERS)):
+        slowest = {peer: 1000 * found["slow", peer, colour] for peer in peers}
+        name = f"slowest {colour} caller while a refresh takes {SLOW:g} s, ms"
+        rows.append(Row(name, slowest, "under 10", slowest[OURS] < 10))
+    for colour, peers in (("sync", PEERS), ("aio", ASYNC_PEERS)):
+        ends = {peer: found["failing", peer, colour] for peer in peers}
+        cells = {peer: f"{end['lost']} of {end['calls']}, waited {end['slowest']:.1f} s" for peer, end in ends.items()}
+        name = f"live token lost to {colour} callers because its refresh failed"
+        rows.append(Row(name, cells, "never", not ends[OURS]["lost"], ends))
+    return rows
 
 
 if __name__ == "__main__":

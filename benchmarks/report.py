@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -33,10 +34,17 @@ class Row(NamedTuple):
     detail: Mapping[str, Any] = {}
 
 
+def shown(cell: Cell) -> str:
+    """Write a cell."""
+    if isinstance(cell, float):
+        return f"{cell:.0f}" if cell >= 100 else f"{cell:.3g}"
+    return "-" if cell is None else str(cell)
+
+
 def table(rows: Iterable[Row]) -> str:
     """Write the rows as a table for a terminal."""
     lines: list[tuple[str, ...]] = [("", *PEERS, "must reach", "")]
-    lines += [(row.measure, *(_shown(row.cells.get(peer)) for peer in PEERS), row.target, _mark(row)) for row in rows]
+    lines += [(row.measure, *(shown(row.cells.get(peer)) for peer in PEERS), row.target, _mark(row)) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
@@ -44,7 +52,7 @@ def table(rows: Iterable[Row]) -> str:
 def markdown(rows: Iterable[Row], caption: str) -> str:
     """Write the rows as a Markdown table with its caption."""
     lines = [f"| | {' | '.join(PEERS)} |", f"|---|{'---|' * len(PEERS)}"]
-    lines += [f"| {row.measure} | {' | '.join(_shown(row.cells.get(peer)) for peer in PEERS)} |" for row in rows]
+    lines += [f"| {row.measure} | {' | '.join(shown(row.cells.get(peer)) for peer in PEERS)} |" for row in rows]
     return "\n".join((*lines, "", caption))
 
 
@@ -60,8 +68,6 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """Name the kind of machine."""
-    import os
-
     cpus = Path("/proc/cpuinfo")
     models = [line for line in cpus.read_text().splitlines() if line.startswith("model name")] if cpus.exists() else []
     model = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
@@ -74,12 +80,6 @@ def caption() -> str:
     return (
         f"One run of `python -m benchmarks --all` with {libraries}, on {machine()}, against the emulator on loopback."
     )
-
-
-def _shown(cell: Cell) -> str:
-    if isinstance(cell, float):
-        return f"{cell:.0f}" if cell >= 100 else f"{cell:.3g}"
-    return "-" if cell is None else str(cell)
 
 
 def _mark(row: Row) -> str:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .emulator import EmulatorProcess
 
 IMPORTS = {
-    OURS: "import azure_imds_credential",
-    IDENTITY: "import azure.identity",
+    OURS: "from azure_imds_credential import ImdsCredential",
+    IDENTITY: "from azure.identity import ManagedIdentityCredential",
     MSAL: "import msal",
 }
 FIRST_TOKENS = {
