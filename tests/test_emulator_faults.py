@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -302,6 +302,29 @@ def test_nothing_listens(imds: ImdsEmulator) -> None:
                 exchange(imds.endpoint)
     assert exchange(imds.endpoint).status == 200
     assert imds.requests[0].answered == "hang"
+
+
+def test_down_cuts_connections_that_were_only_just_made(imds: ImdsEmulator) -> None:
+    """A connection that was accepted but not looked at yet is cut as well: inside `down` there is none."""
+    release = threading.Event()
+
+    def busy(reply: faults.Reply) -> faults.Steps:
+        release.wait(10)  # keeps the emulator's thread from looking at the connections that come meanwhile
+        yield reply.encode()
+
+    imds.script(busy)
+    with ExitStack() as connections:
+        first, *late = (
+            connections.enter_context(socket.create_connection(("127.0.0.1", imds.port), 10)) for _ in range(20)
+        )
+        first.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode())
+        imds.wait_for_requests(1)
+        late += [connections.enter_context(socket.create_connection(("127.0.0.1", imds.port), 10)) for _ in range(20)]
+        threading.Timer(0.2, release.set).start()
+        with imds.down():
+            for connection in late:
+                with suppress(ConnectionResetError):
+                    assert connection.recv(1) == b""
 
 
 def test_a_restart(imds: ImdsEmulator) -> None:

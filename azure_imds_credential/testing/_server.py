@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from ._connection import Respond
 
+# Turns of its loop that asyncio (3.10 to 3.13: two) takes to make a transport of a connection that it has accepted. When
+# its server is closed meanwhile, it drops the connection without closing it.
+ACCEPT_TURNS = 3
+
 
 class Server:
     """The listening socket and the thread behind it.
@@ -32,10 +36,11 @@ class Server:
         self._respond = respond
         self._open: set[asyncio.Transport] = set()
         self._listener: asyncio.Server | None = None
+        self._is_over = False
         self._family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         self._bound = self._bind()
         self.port: int = self._bound.getsockname()[1]
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # on Windows, too: the other kind cannot stop accepting
         self._thread = threading.Thread(target=self._run, name="imds-emulator", daemon=True)
 
     @property
@@ -55,14 +60,14 @@ class Server:
         if os.getpid() != self._pid:
             self._bound.close()
             return
-        self._call(self._unlisten())
+        self._call(self._unlisten(for_good=True))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._bound.close()
 
     def pause(self) -> None:
         """Cuts every connection and refuses new ones; the port stays ours, bound to a socket that does not listen."""
-        self._call(self._unlisten(hold_port=True))
+        self._call(self._unlisten())
 
     def resume(self) -> None:
         """Accepts connections again after `pause`."""
@@ -100,16 +105,21 @@ class Server:
         self._loop.close()
 
     async def _listen(self) -> None:
-        if self._listener is None:
+        if self._listener is None and not self._is_over:
             self._listener = await self._loop.create_server(
                 lambda: Connection(self._respond, self._open), sock=self._bound, backlog=1024
             )
 
-    async def _unlisten(self, *, hold_port: bool = False) -> None:
+    async def _unlisten(self, *, for_good: bool = False) -> None:
+        self._is_over |= for_good
+        if self._listener is not None:
+            self._loop.remove_reader(self._bound)
+            for _ in range(ACCEPT_TURNS):
+                await asyncio.sleep(0)
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            if hold_port:
+            if not for_good:
                 self._bound = self._bind()
         for transport in tuple(self._open):
             transport.abort()
