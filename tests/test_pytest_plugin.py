@@ -164,6 +164,7 @@ def test_no_network_means_loopback_only(run: Any) -> None:
     run(
         """
         import socket
+        from http.server import BaseHTTPRequestHandler, HTTPServer
         import pytest
 
         OUTSIDE = ["192.0.2.1", "127.0.0.1.example.com", "localhost.example.com", "2001:db8::1", "10.0.0.1"]
@@ -175,10 +176,34 @@ def test_no_network_means_loopback_only(run: Any) -> None:
             assert not isinstance(refusal.value, Exception)
             assert no_network
 
-        @pytest.mark.parametrize("look_up", ["gethostbyname", "gethostbyname_ex", "getaddrinfo"])
+        @pytest.mark.parametrize("send", ["connect", "connect_ex", "sendto", "sendmsg"])
+        def test_nothing_sent(no_network, send):
+            before = {"sendto": [b"x"], "sendmsg": [[b"x"], [], 0]}.get(send, [])
+            with socket.socket(type=socket.SOCK_DGRAM) as udp:
+                with pytest.raises(BaseException, match="a connection to 192.0.2.1 would leave"):
+                    getattr(udp, send)(*before, ("192.0.2.1", 9))
+
+        LOOK_UPS = ["gethostbyname", "gethostbyname_ex", "getaddrinfo", "gethostbyaddr", "getfqdn"]
+
+        @pytest.mark.parametrize("look_up", LOOK_UPS)
         def test_no_names(no_network, look_up):
             with pytest.raises(BaseException, match="a look-up of management.azure.com would leave"):
                 getattr(socket, look_up)("management.azure.com", *([80] if look_up == "getaddrinfo" else []))
+
+        def test_no_names_of_addresses(no_network):
+            with pytest.raises(BaseException, match="a look-up of 192.0.2.1 would leave"):
+                socket.getnameinfo(("192.0.2.1", 80), 0)
+
+        def test_loopback_without_connections(no_network):
+            with socket.socket(type=socket.SOCK_DGRAM) as here, socket.socket(type=socket.SOCK_DGRAM) as there:
+                there.bind(("127.0.0.1", 0))
+                here.sendmsg([b"1"], [], 0, there.getsockname())
+                here.connect(there.getsockname())
+                here.sendmsg((b"2", b"3"))
+                assert [there.recv(9), there.recv(9)] == [b"1", b"23"]
+            assert socket.getnameinfo(("127.0.0.1", 80), socket.NI_NUMERICSERV)[1] == "80"
+            HTTPServer(("", 0), BaseHTTPRequestHandler).server_close()  # looks for its own name
+            assert no_network == []
 
         @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
         def test_loopback(no_network, host):
@@ -189,7 +214,7 @@ def test_no_network_means_loopback_only(run: Any) -> None:
         def test_with_the_emulator(no_network, imds_credential):
             assert imds_credential.get_token("https://vault.azure.net/.default").token
         """
-    ).assert_outcomes(passed=13)
+    ).assert_outcomes(passed=21)
 
 
 def test_no_network_ends_with_the_test(run: Any) -> None:

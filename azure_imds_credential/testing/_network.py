@@ -11,6 +11,9 @@ from unittest import mock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# Windows has no sendmsg.
+_SENDING = [name for name in ("connect", "connect_ex", "sendmsg", "sendto") if hasattr(socket.socket, name)]
+_ASKING = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 LOOPBACK_NAMES = frozenset({"", "localhost", "ip6-localhost", "ip6-loopback"})
 
 
@@ -27,7 +30,7 @@ def loopback_only() -> Iterator[list[str]]:
     """Refuses connections to other machines, and the look-up of their names, for the whole process.
 
     Addresses are parsed, not compared as text: `127.0.0.1.example.com` is no loopback address. Unix sockets are left
-    alone.
+    alone. What does not go through Python's `socket` module is not seen: child processes, gRPC, uvloop.
 
     Yields:
         What was refused so far, one line each, for those who want to know although the error got lost in a thread.
@@ -42,26 +45,34 @@ def loopback_only() -> Iterator[list[str]]:
             refused.append(f"{what} {host!s}")
             raise LeftLoopbackError(f"{what} {host!s} would leave this machine")
 
-    def connecting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def connecting(name: str) -> Callable[..., Any]:
+        original = getattr(socket.socket, name)
+
         def call(self: socket.socket, *args: Any) -> Any:
-            if self.family in (socket.AF_INET, socket.AF_INET6):
-                check("a connection to", args[-1][0])  # the address is the last argument of sendto, too
+            # The address is the last argument, but the fourth of sendmsg, where it may be left out.
+            address = args[-1] if name != "sendmsg" else args[3] if len(args) > 3 else None
+            if address is not None and self.family in (socket.AF_INET, socket.AF_INET6):
+                check("a connection to", address[0])
             return original(self, *args)
 
         return call
 
-    def looking_up(original: Callable[..., Any]) -> Callable[..., Any]:
+    def looking_up(name: str) -> Callable[..., Any]:
+        original = getattr(socket, name)
+
         def call(host: Any, *args: Any, **kwargs: Any) -> Any:
-            check("a look-up of", host)
+            if name == "gethostbyaddr" and host == socket.gethostname():
+                raise socket.herror(f"{host} is not looked up")  # http.server asks so, and goes on without an answer
+            check("a look-up of", host[0] if name == "getnameinfo" else host)
             return original(host, *args, **kwargs)
 
         return call
 
     with ExitStack() as patches:
-        for name in ("connect", "connect_ex", "sendto"):
-            patches.enter_context(mock.patch.object(socket.socket, name, connecting(getattr(socket.socket, name))))
-        for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
-            patches.enter_context(mock.patch.object(socket, name, looking_up(getattr(socket, name))))
+        for name in _SENDING:
+            patches.enter_context(mock.patch.object(socket.socket, name, connecting(name)))
+        for name in _ASKING:
+            patches.enter_context(mock.patch.object(socket, name, looking_up(name)))
         yield refused
 
 

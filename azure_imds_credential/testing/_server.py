@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ._connection import Respond
 
-# Turns of its loop that asyncio (3.10 to 3.13: two) takes to make a transport of a connection that it has accepted. When
-# its server is closed meanwhile, it drops the connection without closing it.
+# Turns of its loop that asyncio (3.10 to 3.13: two) takes to make a transport of a connection that it has accepted.
+# When its server is closed meanwhile, it drops the connection without closing it.
 ACCEPT_TURNS = 3
 
 
