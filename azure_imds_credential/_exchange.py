@@ -21,6 +21,8 @@ from ._pipeline import TRANSPORT_ERRORS, build_pipeline, silence
 from ._retry import Retry, last_chance, next_delay
 
 if TYPE_CHECKING:
+    from requests import Session
+
     from ._flight import Flight
     from ._freshness import Slot, Surroundings
 
@@ -94,6 +96,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
         self.attempts = 0
         self.verdict = Verdict(e.ImdsServiceError, "nothing was sent")
         self.out_of_time = False
+        self.session: Session | None = None  # our own
 
     def get(self, _url: str, *, params: Mapping[str, str], headers: Mapping[str, str]) -> SimpleNamespace:
         """Carry msal's request to our endpoint (msal reads the environment, where another thread may write).
@@ -106,14 +109,12 @@ class _Conversation(HTTPPolicy[Any, Any]):
             "GET",
             f"{self.slot.endpoint.url}/metadata/identity/oauth2/token",
             params=params,
-            # Uncompressed, so that its size is what it says; and no attempt on a connection that an ill server still has.
-            headers={**headers, "Accept-Encoding": "identity", "Connection": "close"},
+            headers={**headers, "Accept-Encoding": "identity"},  # so that its size is what it says
         )
         if self.flight.forced:
             request.url += _BYPASS
-        pipeline, transport, per_request = build_pipeline(self, self.slot.endpoint.url, self.options)
-        with transport:
-            pipeline.run(request, **per_request)
+        pipeline, self.session, per_request = build_pipeline(self, self.slot.endpoint.url, self.options)
+        pipeline.run(request, **per_request)
         token = {"access_token": self.verdict.access_token, "expires_in": max(1, int(self.verdict.life))}
         return SimpleNamespace(status_code=200, headers={}, text=json.dumps(token))
 
@@ -187,6 +188,9 @@ class _Conversation(HTTPPolicy[Any, Any]):
             reply = Reply(answer.status_code, headers, None if fault else bytes(body), fault)
         except TRANSPORT_ERRORS as error:
             reply = silence(error)
+        finally:
+            if self.session is not None:
+                self.session.close()  # a connection that brought a bad answer must not carry the next question
         self.verdict = judge(reply, self.slot.identity, self.slot.resource, seen=endpoint.seen, now=world.wall_clock())
         if self.verdict.is_imds:
             endpoint.seen = True

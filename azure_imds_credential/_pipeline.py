@@ -9,7 +9,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from http.client import HTTPException
 from importlib import import_module
 from typing import Any
@@ -30,6 +30,7 @@ from azure.core.pipeline.policies import (
     UserAgentPolicy,
 )
 from azure.core.pipeline.transport import RequestsTransport
+from requests import Session
 from urllib3.exceptions import HTTPError
 
 from . import _quiet
@@ -53,12 +54,13 @@ TRANSPORT_ERRORS = (AzureError, OSError, HTTPError, HTTPException)
 
 def build_pipeline(
     attempts: HTTPPolicy[Any, Any], endpoint: str, options: Mapping[str, Any]
-) -> tuple[Pipeline[Any, Any], AbstractContextManager[Any], dict[str, Any]]:
+) -> tuple[Pipeline[Any, Any], Session | None, dict[str, Any]]:
     """Build a pipeline around the policy that repeats attempts.
 
     Returns:
-        The pipeline; a context with which its connection ends (a user's transport is neither opened nor closed); and
-        what every request is sent with, so that proxies, `.netrc` and redirects do not apply.
+        The pipeline; its session, whose connection is to be closed after each attempt (None with a user's transport,
+        which is neither opened nor closed); and what every request is sent with, so that proxies, `.netrc` and
+        redirects do not apply.
     """
     policies = [
         UserAgentPolicy(_USER_AGENT, user_agent=options.get("user_agent")),
@@ -77,15 +79,17 @@ def build_pipeline(
     if transport is None:
         own = RequestsTransport(use_env_settings=False)
         own.open()
-        own.session.get_redirect_target = {}.get  # no answer has one; see `_without_redirects`
-        return Pipeline(own, policies), own, per_request
+        session: Session = own.session
+        # No answer has one; see `_without_redirects`.
+        session.get_redirect_target = {}.get  # type: ignore[assignment,method-assign] # any mapping says None
+        return Pipeline(own, policies), session, per_request
     if isinstance(transport, RequestsTransport):
         # A session that trusts the environment merges its proxies under these keys, most specific first, and reads
         # .netrc unless it is given a way to authenticate.
         parts = urlsplit(endpoint)
         keys = ("http", "https", "all", f"{parts.scheme}://{parts.hostname}", f"all://{parts.hostname}")
         per_request |= {"proxies": dict.fromkeys(keys), "auth": _without_redirects}
-    return Pipeline(transport, policies), nullcontext(), per_request
+    return Pipeline(transport, policies), None, per_request
 
 
 def _without_redirects(request: Any) -> Any:
