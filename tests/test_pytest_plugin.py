@@ -137,8 +137,12 @@ def test_options_of_the_emulator(run: Any) -> None:
         @pytest.mark.imds(identities=[UserAssigned("reader")], profile="vmss")
         def test_one(imds_credential):
             assert imds_credential.whoami().client_id == UserAssigned("reader").client_id
+
+        @pytest.mark.imds([UserAssigned("writer")])
+        def test_unnamed(imds_emulator):
+            assert imds_emulator.identities == (UserAssigned("writer"),)
         """
-    ).assert_outcomes(passed=2)
+    ).assert_outcomes(passed=3)
 
 
 def test_a_failing_count_reads_well(run: Any) -> None:
@@ -256,6 +260,40 @@ def test_a_recording_is_found_by_the_name_of_the_test(run: Any, pytester: pytest
     target.parent.mkdir(parents=True)
     target.write_bytes(recording().read_bytes())
     run(REPLAYED.format(marker="")).assert_outcomes(passed=1)
+
+
+def test_tests_of_classes_and_parameters_have_recordings_of_their_own(run: Any, pytester: pytest.Pytester) -> None:
+    """Two tests share no recording: the class is part of its name, and a parameter cannot lead to another folder."""
+    run(
+        """
+        import pytest
+        from azure_imds_credential import ImdsCredential
+        from azure_imds_credential.testing import ImdsEmulator
+
+        def ask():
+            with ImdsEmulator() as imds:
+                ImdsCredential(endpoint=imds.endpoint).get_token("https://vault.azure.net/.default")
+
+        @pytest.mark.parametrize("parameter", ["a/../../b", "c:d"])
+        def test_token(imds_recording, parameter):
+            ask()
+
+        class TestOne:
+            def test_token(self, imds_recording):
+                ask()
+
+            class TestInner:
+                def test_token(self, imds_recording):
+                    ask()
+        """,
+        "--imds-record=once",
+    ).assert_outcomes(passed=4)
+    assert sorted(path.name for path in (pytester.path / "recordings" / "test_user").iterdir()) == [
+        "TestOne.TestInner.test_token.yaml",
+        "TestOne.test_token.yaml",
+        "test_token[a-..-..-b].yaml",
+        "test_token[c-d].yaml",
+    ]
 
 
 def test_a_recording_can_be_named(run: Any) -> None:

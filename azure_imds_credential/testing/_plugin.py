@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ OTHER_SOURCES = (
     "MSI_ENDPOINT",
     "MSI_SECRET",
 )
+UNFIT = re.compile(r'[\x00-\x1f"*/:<>?\\|]')  # for file names: on Windows all of these, elsewhere the slash
 MARKERS = (
     "imds(**options): options of ImdsEmulator for the imds_emulator fixture, e.g. identities=[...], throttle=True",
     "imds_recording(path): where the imds_recording fixture finds its recording, relative to the folder of the test",
@@ -74,8 +76,8 @@ def imds_emulator(
     from . import ImdsEmulator
 
     marker = request.node.get_closest_marker("imds")
-    options: dict[str, Any] = {} if marker is None else dict(marker.kwargs)
-    with ImdsEmulator(**options) as imds:
+    args, options = ((), {}) if marker is None else (marker.args, marker.kwargs)
+    with ImdsEmulator(*args, **options) as imds:
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
         yield imds
 
@@ -103,7 +105,10 @@ def no_network(_no_tokens: None) -> Iterator[list[str]]:
 
 @pytest.fixture
 def imds_recording(request: pytest.FixtureRequest, _no_tokens: None) -> Iterator[Any]:
-    """Replays the recording of this test: recordings/MODULE/TEST.yaml beside the test, or what the marker names.
+    """Replays the recording of this test, or what the marker names.
+
+    That is recordings/MODULE/TEST.yaml beside the module, or CLASS.TEST.yaml for a test of a class; `-` stands for what
+    a parameter has and a file name cannot have.
 
     `pytest --imds-record=once` makes it, on a machine that has IMDS. Yields vcrpy's cassette.
     """
@@ -111,8 +116,14 @@ def imds_recording(request: pytest.FixtureRequest, _no_tokens: None) -> Iterator
 
     mode: str = request.config.getoption("--imds-record")
     marker = request.node.get_closest_marker("imds_recording")
-    named = f"recordings/{request.path.stem}/{request.node.name}.yaml" if marker is None else marker.args[0]
+    named = _own_recording(request) if marker is None else marker.args[0]
     if mode == "none":
         request.getfixturevalue("_no_other_source")
     with imds_vcr(request.path.parent / named, record_mode=mode) as cassette:
         yield cassette
+
+
+def _own_recording(request: pytest.FixtureRequest) -> str:
+    classes = [node.name for node in request.node.listchain() if isinstance(node, pytest.Class)]
+    test = UNFIT.sub("-", ".".join((*classes, request.node.name)))
+    return f"recordings/{request.path.stem}/{test}.yaml"
