@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from . import _fork
 from ._freshness import Slot
 from ._identity import identity_from
 from ._source import ManagedIdentitySource, source_and_evidence
@@ -58,8 +59,8 @@ class Configuration:
         self.shared_cache = bool(shared_cache)
         self.options = _checked_options(options)
         if shared_cache:
-            from ._shared_cache import check_installed
-
+            with _fork.imports:
+                from ._shared_cache import check_installed
             check_installed()
             if own := sorted(self.options.keys() & OWN_WAYS):
                 raise ValueError(

@@ -211,7 +211,7 @@ def _short(name: str, failures: int) -> str:
 
 def _per_ten_minutes(per_minute: list[int]) -> list[curves.Point]:
     """Keep the highest of each ten minutes, without the hour of the deployment."""
-    return [(start / 1440, float(max(per_minute[start : start + 10]))) for start in range(60, len(per_minute), 10)]
+    return [(start / 1440, float(max(per_minute[start : start + 10]))) for start in range(60, len(per_minute) - 10, 10)]
 
 
 def tables(results: Mapping[str, Any]) -> str:
