@@ -21,6 +21,7 @@ from . import curves, pods
 from .emulator import EmulatorProcess
 from .herd import SHARED, WAYS, herd, start_with_a_token_there
 from .peers import OURS
+from .report import caption
 
 PICTURES = Path(__file__).parent.parent / "docs"
 LATENCIES = (0.05, 0.2, 1.0)  # seconds; 5 at once limit more than 20 a second do from 0.25 s on
@@ -50,7 +51,8 @@ def run(quick: bool) -> dict[str, Any]:
     with EmulatorProcess() as emulator:
         counts = (4,) if quick else (8, 16, 32, 64)
         processes = {
-            way: [herd(emulator, way, count).row() for count in counts] for way in (WAYS[:2] if quick else WAYS)
+            way: [_typical(emulator, way, count, 1 if quick or count != 32 else 3) for count in counts]
+            for way in (WAYS[:2] if quick else WAYS)
         }
         start = start_with_a_token_there(emulator, 1 if quick else 21)
     seeds = 4 if quick else 200
@@ -70,6 +72,12 @@ def run(quick: bool) -> dict[str, Any]:
         "week": weeks,
     }
     return {**results, "met": _met(results)}
+
+
+def _typical(emulator: EmulatorProcess, way: str, count: int, runs: int) -> dict[str, Any]:
+    """Start a herd some times, and keep the one whose slowest process is in the middle."""
+    rows = [herd(emulator, way, count).row() for _ in range(runs)]
+    return sorted(rows, key=lambda row: (row["failures"], row["slowest"]))[runs // 2]
 
 
 def scenarios() -> list[tuple[float, bool, str]]:
@@ -249,15 +257,58 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(results: Mapping[str, Any]) -> str:
+    """Write the tables as the documentation has them."""
+    lines = ["| cold processes at once | requests | refused | failures | slowest, from the first request on |"]
+    lines.append("|---|---|---|---|---|")
+    lines += [
+        f"| {row['processes']}, {way} | {row['requests']} | {row['throttled']} | {row['failures']} "
+        f"| {row['slowest_from_first_request']:.2f} s |"
+        for way, rows in results["processes"].items()
+        for row in rows
+        if row["processes"] == 32 or len(rows) == 1
+    ]
+    start = results["start"]
+    lines += [
+        "",
+        (
+            f"Import and token where another process has one: {start['ours_milliseconds']:.0f} ms; "
+            f"bare msal, asking: {start['msal_milliseconds']:.0f} ms."
+        ),
+        "",
+        f"| {PODS} simulated pods, {results['seeds']} seeds | optimum | last token | failures, mean and most |",
+        "|---|---|---|---|",
+    ]
+    for row in results["pods"]:
+        # With slow answers and 410 IMDS itself could not serve so many in the time they have.
+        if row["latency"] == LATENCIES[0] or row["case"] == REQUIRED[0]:
+            counted = "counted" if row["counted"] else "not counted"
+            lines.append(
+                f"| {row['latency'] * 1000:.0f} ms per answer, 429 {counted}, {row['case']} | {row['optimum']:.1f} s "
+                f"| {row['last_most']:.1f} s | {row['failures_mean']:.1f}, {row['failures_most']} |"
+            )
+    lines += [
+        "",
+        "| the same pods in the same instant | without a token | where 429 counts | last token | requests |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['failures']} | {row['failures_counted']} | {row['last']:.1f} s | {row['requests']} |"
+        for row in results["peers"]
+    ]
+    return "\n".join([*lines, "", caption()])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, show, draw."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few processes and seeds; draws nothing unless told where")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where to draw; default: docs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as the documentation has them")
     options = parser.parse_args(argv)
     results = run(options.quick)
-    print(tables(results))
+    print(markdown(results) if options.markdown else tables(results))
     if options.json:
         options.json.write_text(json.dumps(results) + "\n", encoding="utf-8")
     if options.pictures or not options.quick:
