@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,43 @@ def test_five_at_once() -> None:
         assert exchange(imds.endpoint).status == 200
 
 
+def test_five_at_once_of_its_own_category() -> None:
+    """Requests of other categories take none of the five places."""
+    with ImdsEmulator(throttle=True) as imds, ThreadPoolExecutor(10) as threads:
+        release = threading.Event()
+        imds.script(*[faults.hold(release)] * 4, path="/metadata/versions")
+        imds.script(*[faults.hold(release)] * 4)
+        held = [threads.submit(exchange, imds.endpoint, "/metadata/versions") for _ in range(4)]
+        held += [threads.submit(exchange, imds.endpoint) for _ in range(4)]
+        imds.wait_for_requests(8)
+        assert exchange(imds.endpoint).status == 200
+        release.set()
+        assert [answer.result().status for answer in held] == [200] * 8
+
+
+def test_refused_requests_take_no_place() -> None:
+    """Refused requests, whose answers take time as well, are none of the five: these leave, and there is a place."""
+    request = f"GET {TOKEN_TARGET} HTTP/1.1\r\nMetadata: true\r\n\r\n".encode()
+    with ImdsEmulator(throttle=True, latency=60, clock=lambda: NOON) as imds, ExitStack() as connections:
+
+        def fate() -> tuple[socket.socket, str]:
+            """What becomes of one more request, before its answer comes."""
+            came = len(imds.requests)
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", imds.port)))
+            connection.sendall(request)
+            return connection, imds.wait_for_requests(came + 1)[-1].answered
+
+        first = [fate() for _ in range(5)]
+        assert [told for _, told in first] == ["200"] * 5
+        assert [fate()[1] for _ in range(6)] == ["429 (throttled)"] * 6
+        for connection, _ in first:
+            connection.close()
+        deadline = time.monotonic() + 10
+        while (told := fate()[1]) != "200" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert told == "200"
+
+
 def test_no_limits_unless_asked(imds: ImdsEmulator) -> None:
     """Without `throttle` any number of requests is answered."""
     assert {exchange(imds.endpoint).status for _ in range(40)} == {200}
@@ -284,6 +323,13 @@ def test_a_port_that_is_taken_is_an_error() -> None:
         ImdsEmulator(port=imds.port).start()
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_what_is_no_port(port: int) -> None:
+    """A number that is no port is a ValueError, as the command line expects it."""
+    with pytest.raises(ValueError, match=f"{port} is no port"):
+        ImdsEmulator(port=port).start()
+
+
 @pytest.mark.parametrize(("host", "dialled"), [("::1", "[::1]"), ("0.0.0.0", "127.0.0.1")])
 def test_other_addresses(host: str, dialled: str) -> None:
     """IPv6 works, and the endpoint of a wildcard address is one that can be dialled."""
@@ -329,6 +375,27 @@ def test_nothing_is_imported_before_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+LACKING = """
+import sys
+import azure_imds_credential.testing as kit
+for name, library in {"ImdsEmulator": "cryptography", "imds_vcr": "vcr", "VaultDouble": "trustme"}.items():
+    sys.modules[library] = None  # as good as not installed
+    try:
+        getattr(kit, name)
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_what_is_not_installed_is_said() -> None:
+    """An aid whose library is missing names the extra that brings it."""
+    done = subprocess.run([sys.executable, "-c", LACKING], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"{name} needs {library}: pip install 'azure-imds-credential[testing]'"
+        for name, library in (("ImdsEmulator", "cryptography"), ("imds_vcr", "vcr"), ("VaultDouble", "trustme"))
+    ]
 
 
 def test_identities_are_the_same_in_every_run() -> None:

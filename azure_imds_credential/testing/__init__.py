@@ -64,7 +64,10 @@ def __getattr__(name: str) -> Any:
         return import_module(".faults", __name__)
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs {error.name}: pip install 'azure-imds-credential[testing]'") from error
 
 
 def __dir__() -> list[str]:

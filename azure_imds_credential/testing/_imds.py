@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import _discovery, _instance
 from ._journal import Journal, Request
+from ._limits import is_identity
 from ._rules import THROTTLED, TOKEN_PATH, WRONG_PATH, Machine, token_answer
 from ._script import Script
 from .faults import describe, ok
@@ -50,7 +51,7 @@ class Imds:
         reply = self._reply(THROTTLED if throttled else self._answer(received, now), received, now)
         told = "429 (throttled)" if throttled else f"{reply.status}" if fault is None else describe(fault)
         self.journal.add(Request(**vars(received), time=now, answered=told))
-        return self._played(reply, fault or ok)
+        return self._played(reply, fault or ok, counts=is_identity(received.path) and not throttled)
 
     def _answer(self, received: Received, now: float) -> Answer:
         if received.path == TOKEN_PATH:
@@ -62,11 +63,11 @@ class Imds:
         reply = (answer if self.machine.profile.is_imds else replace(answer, server=None)).reply(now)
         return replace(reply, body=b"") if received.method == "HEAD" else reply
 
-    def _played(self, reply: Reply, fault: Fault) -> Steps:
-        self.in_flight += 1
+    def _played(self, reply: Reply, fault: Fault, *, counts: bool) -> Steps:
+        self.in_flight += counts
         try:
             if self.latency:
                 yield self.latency
             yield from fault(reply)
         finally:
-            self.in_flight -= 1
+            self.in_flight -= counts

@@ -10,6 +10,11 @@ IDENTITY_AT_ONCE = 5
 OTHERS_PER_SECOND = 5
 
 
+def is_identity(path: str) -> bool:
+    """Whether a path belongs to the category of managed identities."""
+    return path.startswith("/metadata/identity")
+
+
 class Limits:
     """Counts the requests of the last second per category. Used by one thread only."""
 
@@ -24,9 +29,9 @@ class Limits:
         Args:
             path: The path of the request, which decides the category.
             now: The emulator's clock.
-            in_flight: How many requests are being answered.
+            in_flight: How many requests for managed identities are being answered, refused ones left out.
         """
-        identity = path.startswith("/metadata/identity")
+        identity = is_identity(path)
         recent = self._recent[identity]
         while recent and not now - 1 < recent[0] <= now:
             recent.popleft()

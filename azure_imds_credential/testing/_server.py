@@ -31,6 +31,8 @@ class Server:
     """
 
     def __init__(self, host: str, port: int, respond: Respond) -> None:
+        if not 0 <= port <= 65535:
+            raise ValueError(f"{port} is no port")
         self._host = host
         self._port = port
         self._respond = respond

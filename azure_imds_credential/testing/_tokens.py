@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 if find_spec("cryptography") is None:  # it is loaded with the first token; here it costs nothing to look for it
-    raise ImportError("the emulator signs tokens with cryptography: pip install 'azure-imds-credential[testing]'")
+    raise ModuleNotFoundError("the emulator signs tokens", name="cryptography")
 
 ISSUER = f"https://sts.windows.net/{TENANT_ID}/"
 LIFETIME = 86400  # seconds; expires_on - not_before is 86700 in the captures of 2020 to 2025
