@@ -137,7 +137,9 @@ def _known(reply: Reply, payload: Mapping[str, Any], now: float) -> Verdict:
         excerpt(payload[name]) if isinstance(payload.get(name), str) else None
         for name in ("error", "error_description")
     )
-    words = f" {code}: {description}" if code and description else f"{reply.fault and ', '}{reply.fault}"
+    words = reply.fault and f", {reply.fault}"
+    if code and description:
+        words = f" {code}: {description}"[:EXCERPT_LIMIT]
     return Verdict(
         None,
         f"{reply.status}{words}",

@@ -103,7 +103,7 @@ class ImdsCredential:
             slot, now = self._slots[scope], self._now
             if now() < slot.fresh_until and not (more or claims or force_refresh):
                 return slot.token  # type: ignore[return-value] # a fresh slot has one
-        except KeyError:
+        except (KeyError, TypeError):  # nothing is held, or what was given is no string: that is said below
             pass
         filled = self._filled(scope, more, forced=bool(claims or force_refresh))
         return filled.token  # type: ignore[return-value] # a filled slot has one

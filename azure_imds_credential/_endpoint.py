@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .exceptions import ImdsError
@@ -10,7 +12,12 @@ from .exceptions import ImdsError
 if TYPE_CHECKING:
     from ._flight import Flight
 
-AT_ONCE = 5  # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
+GRACE = 0.1  # seconds a caller gives a flight that is about to end, so that it can say why
+
+# https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
+AT_ONCE = 5
+PER_SECOND = 20
+SECOND = 1.1  # by our clock; requests do not take equally long to get there
 ABSENT_SECONDS = 30.0  # how long "nobody there" is believed
 
 
@@ -27,7 +34,9 @@ class Endpoint:
     def begin_anew(self) -> None:
         """Open a new gate, for a forked child that has none of its parent's requests."""
         self.gate = threading.Semaphore(AT_ONCE)
-        self.inside: dict[int, Flight] = {}  # who went through it and did not come back, by id()
+        self.inside: dict[int, Flight] = {}  # who went through it and did not come back, by the id of its future
+        self.pace = threading.Lock()
+        self.starts: deque[float] = deque(maxlen=PER_SECOND)  # of the latest requests
 
     def known_absence(self, now: float) -> ImdsError | None:
         """Return the error that is remembered, if it still holds."""
@@ -38,7 +47,18 @@ class Endpoint:
         if not self.seen:
             self.absence, self.absent_until = error, now + ABSENT_SECONDS
 
+    def enter(self, flight: Flight, clock: Callable[[], float]) -> bool:
+        """Wait for a place at the gate; say whether there was one before the flight's time was up."""
+        while not self.gate.acquire(timeout=0.2):
+            for other in tuple(self.inside.values()):
+                if clock() >= other.deadline + GRACE:
+                    self.leave(other)  # it hangs, perhaps for good
+            if clock() >= flight.deadline:
+                return False
+        self.inside[id(flight.future)] = flight
+        return True
+
     def leave(self, flight: Flight) -> None:
         """Give a flight's place to the next, once, whoever says so first: itself, or those who saw it overrun."""
-        if self.inside.pop(id(flight), None):
+        if self.inside.pop(id(flight.future), None):
             self.gate.release()

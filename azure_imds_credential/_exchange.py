@@ -15,6 +15,7 @@ from azure.core.rest import HttpRequest
 
 from . import exceptions as e
 from ._answer import BODY_LIMIT, BROKE_OFF, Reply, Silence, Verdict, judge
+from ._endpoint import PER_SECOND, SECOND
 from ._flight import Outcome
 from ._hints import hint_for, this_machine_is_plainly_not_azure
 from ._pipeline import TRANSPORT_ERRORS, build_pipeline, silence
@@ -65,7 +66,12 @@ def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundi
         outcome = Outcome(access_token, conversation.sent_at + conversation.verdict.life)
     except e.ImdsError as error:
         error.__traceback__ = error.__context__ = None  # frames hold answers, and answers hold tokens
-        outcome = Outcome(error=error, absent=conversation.verdict.absent, out_of_time=conversation.out_of_time)
+        outcome = Outcome(
+            error=error,
+            absent=conversation.verdict.absent,
+            out_of_time=conversation.out_of_time,
+            retry_after=conversation.verdict.retry_after or 0.0,
+        )
     facts = {
         "imds_identity": " ".join(filter(None, slot.identity)),
         "imds_resource": slot.resource,
@@ -74,13 +80,7 @@ def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundi
         "imds_milliseconds": round(1000 * (world.clock() - conversation.started)),
         "imds_expires_in": round(outcome.expires_at - world.clock()) if outcome.error is None else None,
     }
-    _logger.info(
-        "IMDS: identity=%(imds_identity)s resource=%(imds_resource)s outcome=%(imds_outcome)s "
-        "attempts=%(imds_attempts)d milliseconds=%(imds_milliseconds)d expires_in=%(imds_expires_in)s",
-        facts,
-        extra=facts,
-    )
-    return outcome
+    return outcome._replace(facts=facts)
 
 
 class _Conversation(HTTPPolicy[Any, Any]):
@@ -150,11 +150,22 @@ class _Conversation(HTTPPolicy[Any, Any]):
                 self.out_of_time = True
                 raise error
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.came_back, extra={"imds_retry_delay": delay})
+            self.slot.endpoint.leave(self.flight)  # others need not wait for this wait
             world.sleep(delay)
+            if not self.slot.endpoint.enter(self.flight, world.clock):
+                self.out_of_time = True
+                raise error
 
     def _attempt(self, request: Any) -> Any:
         """Send once and judge what came back."""
         world, endpoint, options = self.world, self.slot.endpoint, self.options
+        now = world.clock()
+        with endpoint.pace:
+            full = len(endpoint.starts) == PER_SECOND
+            start = max(now, endpoint.starts[0] + SECOND) if full else now
+            endpoint.starts.append(start)
+        if start > now:
+            world.sleep(min(start, self.flight.deadline) - now)
         self.attempts += 1
         self.sent_at = world.clock()
         left = max(0.001, self.flight.deadline - self.sent_at)

@@ -119,28 +119,31 @@ class Slot:
     token: RedactedToken | None = None
     info: RedactedTokenInfo | None = None
     fresh_until = refresh_at = expires_at = stored_at = forced_at = retry_at = NEVER
+    forced_error: BaseException | None = None  # how the forced flight at `forced_at` failed, if it did
     failures = 0
 
     def hold(self, access_token: str, expires_at: float, now: float, world: Surroundings) -> None:
         """Keep a token."""
         again = self.token is not None and self.token.token == access_token
-        self.expires_at, self.stored_at = expires_at, now
-        self.refresh_at = now + refresh_delay(expires_at - now, same_again=again, random=world.random)
-        self.failures, self.retry_at = 0, NEVER
-        self.publish(access_token, now, world.wall_clock())
+        refresh_at = now + refresh_delay(expires_at - now, same_again=again, random=world.random)
+        self.stored_at, self.failures, self.retry_at = now, 0, NEVER
+        self.publish(access_token, refresh_at, expires_at, now, world.wall_clock())
 
-    def publish(self, access_token: str, now: float, wall_now: float) -> None:
+    def publish(self, access_token: str, refresh_at: float, expires_at: float, now: float, wall_now: float) -> None:
         """Make what callers get, with an expiry by the wall clock as it is set now."""
-        expires_on = int(wall_now + self.expires_at - now)
-        refresh_on = int(wall_now + min(self.refresh_at, self.expires_at) - now)
-        self.token = RedactedToken(access_token, expires_on)
+        expires_on = int(wall_now + expires_at - now)
+        refresh_on = int(wall_now + min(refresh_at, expires_at) - now)
+        # In this order: a fork may leave the child with the first few of these, and no time may outlast its token.
         self.info = RedactedTokenInfo(access_token, expires_on, refresh_on=refresh_on)
-        self.fresh_until = min(self.refresh_at, self.expires_at, now + REANCHOR_EVERY)
+        self.token = RedactedToken(access_token, expires_on)
+        self.refresh_at = refresh_at
+        self.expires_at = expires_at
+        self.fresh_until = min(refresh_at, expires_at, now + REANCHOR_EVERY)
 
     def clear(self, now: float) -> None:
         """Hold nothing, and keep nothing of what flights under way will bring."""
         self.fresh_until = self.refresh_at = self.expires_at = self.forced_at = self.retry_at = NEVER
-        self.plain = self.forced = self.token = self.info = None
+        self.plain = self.forced = self.token = self.info = self.forced_error = None
         self.stored_at, self.failures = now, 0
 
     def __repr__(self) -> str:

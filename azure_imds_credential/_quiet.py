@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from ._answer import without_secrets
+from ._flight import current_flight
 
 _LOGGERS = (
     "azure.core.pipeline.policies.http_logging_policy",  # shows some headers, whatever the server wrote there
@@ -16,17 +17,16 @@ _LOGGERS = (
     "urllib3.connection",
     "urllib3.connectionpool",
 )
-THREAD_NAME = "azure-imds-credential"  # of every flight
 
 
 def watch() -> None:
-    """Look at what these libraries log on our own threads. What others send through them is not touched."""
+    """Look at what these libraries log in our own flights. What others send through them is not touched."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_redact)  # the same filter again is not added twice
 
 
 def _redact(record: logging.LogRecord) -> bool:
-    if record.threadName == THREAD_NAME:
+    if current_flight.get() is not None:
         record.msg, record.args = without_secrets(record.getMessage()), ()
         record.exc_info = record.exc_text = None  # its last line is the exception's text, which is in the message too
     return True

@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from . import _fork
-from ._endpoint import Endpoint
-from ._flight import Flight, Outcome, no_answer, own_copy
+from ._endpoint import GRACE, Endpoint
+from ._flight import LINE, REFRESH_FAILED, THREAD_NAME, Flight, Outcome, current_flight, no_answer, own_copy
 from ._freshness import LONGEST_WAIT, Phase, Slot, Surroundings, boot_clock, next_refresh_after, phase
-from .exceptions import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError
+from .exceptions import IdentityUnavailableError, ImdsUnavailableError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -33,7 +33,6 @@ ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
 ASK_AFTER_DEAD_TOKEN = 0.5
 REFRESH_SECONDS = 90.0  # what a refresh has while the held token serves: as a call has by default
 FORCE_EVERY = 30.0  # callers that force a refresh within them share one
-GRACE = 0.1  # what a caller gives a flight that is about to end, so that it can say why
 
 _logger = logging.getLogger("azure_imds_credential")
 
@@ -68,9 +67,10 @@ class TokenCache:
         with self._lock:
             slot = self._slots.get((url, identity, resource))
             if slot is None:
-                slot = self._slots[url, identity, resource] = Slot()
+                slot = Slot()
                 slot.endpoint = self._endpoints.get(url) or self._endpoints.setdefault(url, Endpoint(url))
                 slot.identity, slot.resource = identity, resource
+                self._slots[url, identity, resource] = slot  # last: a fork may come in between
             return slot
 
     def forget(self) -> None:
@@ -96,56 +96,73 @@ class TokenCache:
         """
         now = self.clock()
         deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
-        courteous = True
+        courteous, asked, no_identity = True, False, None
         while True:
-            now = self.clock()
-            force = forced and not (now < slot.forced_at + FORCE_EVERY and now < slot.expires_at)
+            now, stored_at = self.clock(), slot.stored_at
+            force = forced
+            if forced and not asked and now < slot.forced_at + FORCE_EVERY:
+                if slot.forced_error is not None:
+                    raise own_copy(slot.forced_error)
+                force = now >= slot.expires_at
             held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise own_copy(absence)
-                flight = self._join(slot, wish, deadline, forced=force)
+                flight = self._join(slot, wish, deadline, stored_at, forced=force)
+                if flight is None:
+                    continue  # somebody brought a token while we made up our mind
+                asked = True
                 yield flight.future, min(deadline, flight.deadline) + GRACE - now
                 now = self.clock()
-                if not flight.future.done():
+                if now >= flight.deadline:
                     slot.endpoint.leave(flight)  # it overran its time: others may ask
-                    if now < deadline:
-                        continue
-                    if now < slot.expires_at and not force:
-                        return
-                    raise own_copy(flight.troubles[-1] if flight.troubles else no_answer(slot, wish))
-                outcome = flight.future.result()
-                if outcome is None or (outcome.out_of_time and deadline > flight.deadline + 5 * GRACE):
-                    continue  # who led it was interrupted, or had less time than we have
-                if now < slot.expires_at and not (force and outcome.error):
+                outcome = flight.future.result() if flight.future.done() else None
+                if now < slot.expires_at and not (force and (outcome is None or outcome.error)):
                     return  # what it brought, or what another flight brought meanwhile
-                if outcome.error is None and now < deadline:
+                pause = 0.0
+                if outcome is None:  # it overran its time, or who led it was interrupted
+                    error = flight.troubles[-1] if flight.troubles else no_answer(slot, wish)
+                elif outcome.error is None:
                     # The machine slept while the answer came. Not at once, in case its tokens are always dead.
-                    yield type(flight.future)(), ASK_AFTER_DEAD_TOKEN
-                    continue
-                if outcome.error is None:
-                    raise own_copy(no_answer(slot, wish))
-                if not isinstance(outcome.error, IdentityUnavailableError) or now >= patient_until:
-                    raise own_copy(outcome.error)
-                yield type(flight.future)(), min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
+                    error, pause = no_answer(slot, wish), ASK_AFTER_DEAD_TOKEN
+                elif isinstance(outcome.error, IdentityUnavailableError) and now < patient_until:
+                    error = no_identity = outcome.error
+                    pause = min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
+                elif outcome.out_of_time and deadline > flight.deadline + 5 * GRACE:
+                    error, pause = outcome.error, outcome.retry_after  # who led it had less time than we have
+                else:
+                    raise own_copy(no_identity if no_identity and outcome.out_of_time else outcome.error)
+                if now + pause >= deadline:
+                    raise own_copy(no_identity or error)
+                if pause:
+                    yield type(flight.future)(), pause
             else:
                 wait = 0.0
+                flight = None
                 if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
                     # Nobody's patience limits a refresh behind the callers' backs.
-                    flight = self._join(slot, wish, now + REFRESH_SECONDS, forced=False)
+                    flight = self._join(slot, wish, now + REFRESH_SECONDS, stored_at, forced=False)
+                    if flight is None:
+                        continue
                     wait = min(flight.started + LONGEST_WAIT, deadline) - now
-                if held is not Phase.CLOSING or wait <= 0 or not courteous:
+                if flight is None or held is not Phase.CLOSING or wait <= 0 or not courteous:
                     with self._lock:
                         if slot.token is not None and now >= slot.fresh_until:
-                            slot.publish(slot.token.token, now, self.world.wall_clock())
+                            slot.publish(
+                                slot.token.token, slot.refresh_at, slot.expires_at, now, self.world.wall_clock()
+                            )
                     return
                 courteous = False
                 yield flight.future, wait
 
-    def _join(self, slot: Slot, wish: Configuration, deadline: float, *, forced: bool) -> Flight:
-        """Return the flight under way, or set out on a new one when there is none or it overran its time."""
-        with _fork.imports:
-            from concurrent.futures import Future
+    def _join(
+        self, slot: Slot, wish: Configuration, deadline: float, stored_at: float, *, forced: bool
+    ) -> Flight | None:
+        """Return the flight under way, or set out on a new one when there is none or it overran its time.
+
+        None when the slot no longer holds what was stored at the time that the caller saw: it may need no flight now.
+        """
+        from concurrent.futures import Future  # loaded by asyncio, or by the sync credential while a fork waits
 
         new: Flight | None = None
         try:
@@ -153,7 +170,11 @@ class TokenCache:
                 now = self.clock()
                 flight = slot.forced if forced else slot.plain
                 if flight is not None and now < flight.deadline + GRACE:
+                    if flight is current_flight.get():
+                        raise no_answer(slot, wish, "A hook or a log handler of the request itself asked for its token")
                     return flight
+                if slot.stored_at != stored_at:
+                    return None
                 new = Flight(Future(), now, deadline, forced, [])
                 # A pending future could be cancelled by one timed-out task, for all others.
                 new.future.set_running_or_notify_cancel()
@@ -163,7 +184,7 @@ class TokenCache:
                     slot.plain = new
             run, args = contextvars.copy_context().run, (self._fly, slot, wish, new)
             try:
-                threading.Thread(target=run, args=args, name="azure-imds-credential", daemon=True).start()
+                threading.Thread(target=run, args=args, name=THREAD_NAME, daemon=True).start()
             except RuntimeError:  # no thread can start, as when the interpreter is shutting down
                 self._fly(slot, wish, new)
         except BaseException:
@@ -174,14 +195,15 @@ class TokenCache:
 
     def _fly(self, slot: Slot, wish: Configuration, flight: Flight) -> None:
         """Be the thread of a flight: see what other processes have, wait at the gate, ask, and keep what comes."""
-        endpoint = slot.endpoint
+        endpoint, was = slot.endpoint, current_flight.set(flight)
         try:
             with self._turn(slot, flight) if wish.shared_cache else nullcontext() as turn:
                 outcome = turn.outcome if turn else None
                 if outcome is None:
-                    while not endpoint.gate.acquire(timeout=0.2):
-                        self._look_after_gate(endpoint, flight)
-                    endpoint.inside[id(flight)] = flight
+                    if endpoint.gate.acquire(blocking=False):
+                        endpoint.inside[id(flight.future)] = flight
+                    elif not endpoint.enter(flight, self.clock):
+                        raise no_answer(slot, wish)
                     with _fork.imports:
                         from . import _exchange
                     outcome = _exchange.ask(slot, turn.flight if turn else flight, wish.options, self.world)
@@ -190,7 +212,8 @@ class TokenCache:
         except BaseException as error:  # a user's hook may raise anything, and callers are waiting for it
             # Frames of the exchange hold answers, and answers hold tokens.
             error.__traceback__ = error.__context__ = error.__cause__ = None
-            outcome = Outcome(error=error)
+            outcome = Outcome(error=error, out_of_time=self.clock() >= flight.deadline)
+        current_flight.reset(was)
         self._settle(slot, flight, outcome)
 
     def _turn(self, slot: Slot, flight: Flight) -> Turn:
@@ -198,49 +221,40 @@ class TokenCache:
             from ._shared_cache import Turn
         return Turn(slot, flight, self.world)
 
-    def _look_after_gate(self, endpoint: Endpoint, waiting: Flight) -> None:
-        """Let nobody wait at the gate for a flight that hangs, nor past its own deadline."""
-        for flight in tuple(endpoint.inside.values()):
-            if self.clock() >= flight.deadline + GRACE:
-                endpoint.leave(flight)
-        if self.clock() >= waiting.deadline:
-            raise ImdsServiceError(
-                f"No token in time: other requests of this process kept {endpoint.url} busy.", endpoint=endpoint.url
-            )
-
     def _settle(self, slot: Slot, flight: Flight, outcome: Outcome | None) -> None:
         """End a flight: keep what it brought, and wake whoever waits."""
-        if slot.endpoint.inside.pop(id(flight), None):
+        if slot.endpoint.inside.pop(id(flight.future), None):
             slot.endpoint.gate.release()
+        failed = False
         with self._lock:
-            if flight.future.done():
-                return
             now = self.clock()
             if slot.forced is flight:
                 slot.forced = None
             if slot.plain is flight:
                 slot.plain = None
-            kept = now < slot.expires_at
-            if outcome is None:
-                pass
-            elif outcome.error is not None:
-                slot.failures += 1
-                slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
-                if outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
-                    slot.endpoint.note_absence(outcome.error, now)
             # A token that arrived after this flight set out is the newer one, however this one ends.
-            elif flight.forced or slot.stored_at <= flight.started:
-                slot.hold(outcome.access_token, outcome.expires_at, now, self.world)
-                if flight.forced:
-                    slot.forced_at = now
-        flight.future.set_result(outcome)
-        if outcome is not None and outcome.error is not None and kept:
-            _logger.warning(
-                "refreshing a token failed, the held one serves for %d s more; next try in %d s: %s",
-                slot.expires_at - now,
-                slot.retry_at - now,
-                outcome.error,
-            )
+            if outcome is not None and (flight.forced or slot.stored_at <= flight.started):
+                if outcome.error is None:
+                    slot.hold(outcome.access_token, outcome.expires_at, now, self.world)
+                else:
+                    failed = now < slot.expires_at
+                    slot.failures += 1
+                    slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
+                    if outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
+                        slot.endpoint.note_absence(outcome.error, now)
+                if flight.forced and not outcome.out_of_time:
+                    slot.forced_at, slot.forced_error = now, outcome.error
+            if flight.future.done():
+                return  # who led it was interrupted after all: nobody waits any more
+        try:
+            # Here, for a log handler may ask for the same token: the flight is over, and what it brought is held.
+            if outcome is not None and outcome.facts is not None:
+                _logger.info(LINE, outcome.facts, extra=outcome.facts)
+            if outcome is not None and failed:
+                left, pause = slot.expires_at - now, slot.retry_at - now
+                _logger.warning(REFRESH_FAILED, left, pause, outcome.error)
+        finally:
+            flight.future.set_result(outcome)
 
 
 process_cache = TokenCache()
