@@ -45,25 +45,24 @@ class Imds:
         self.requests: list[float] = []
         self.throttled = 0
         self._recent: deque[float] = deque()
-        self._in_flight = 0
+        self._answered: deque[float] = deque()  # when; all take the same time, so the first asked is the first answered
 
-    def ask(self, env: simpy.Environment) -> Generator[simpy.Event, None, int]:
-        """Ask once; the status comes when it would."""
-        now = env.now
+    def ask(self, now: float) -> tuple[int, float]:
+        """Ask once; give the status, and the seconds until it comes."""
+        recent, answered = self._recent, self._answered
         self.requests.append(now)
-        while self._recent and self._recent[0] <= now - 1:
-            self._recent.popleft()
-        if len(self._recent) >= IDENTITY_PER_SECOND or self._in_flight >= IDENTITY_AT_ONCE:
+        while recent and recent[0] <= now - 1:
+            recent.popleft()
+        while answered and answered[0] <= now:
+            answered.popleft()
+        if len(recent) >= IDENTITY_PER_SECOND or len(answered) >= IDENTITY_AT_ONCE:
             if self.counted:
-                self._recent.append(now)
+                recent.append(now)
             self.throttled += 1
-            yield env.timeout(REFUSAL)
-            return THROTTLED
-        self._recent.append(now)
-        self._in_flight += 1
-        yield env.timeout(self.latency)
-        self._in_flight -= 1
-        return GONE if now < self.gone_until else OK
+            return THROTTLED, REFUSAL
+        recent.append(now)
+        answered.append(now + self.latency)
+        return (GONE if now < self.gone_until else OK), self.latency
 
 
 class Policy(NamedTuple):
@@ -170,15 +169,17 @@ def call(
     deadline = env.now + timeout
     troubles: dict[int, tuple[float, int]] = {}
     while True:
-        status = yield from imds.ask(env)
+        status, seconds = imds.ask(env.now)
         if status == OK:
+            yield env.timeout(seconds)
             return True
-        since, met = troubles.get(status, (env.now, 0))
+        now = env.now + seconds
+        since, met = troubles.get(status, (now, 0))
         troubles[status] = since, met + 1
-        delay = policy.wait(status, met, env.now - since, deadline - env.now, rand)
-        if delay is None or env.now + delay >= deadline:
+        delay = policy.wait(status, met, now - since, deadline - now, rand)
+        if delay is None or now + delay >= deadline:
             return False
-        yield env.timeout(delay)
+        yield env.timeout(seconds + delay)
 
 
 def optimum(count: int, latency: float) -> float:
