@@ -95,7 +95,7 @@ class CacheMachine(RuleBasedStateMachine):
             token = caller.slot.token
             assert token is not None
             assert token.token.startswith(caller.key), "a token for another key"
-            assert self.now < self.ends[token.token] or caller.waiting is not None, "an expired token"
+            assert self.now < self.ends[token.token], "an expired token"
         elif not caller.forced:
             assert not caller.held_at_start or not self.usable(caller.key), "a live token was lost"
 
