@@ -20,6 +20,7 @@ from azure_imds_credential.testing import ImdsEmulator, faults
 from azure_imds_credential.testing.faults import Fault, Reply, Steps
 
 TIMEOUT = 0.3
+THREAD_NAME = "azure-imds-credential"  # of every exchange
 GRACE = 0.2  # what the issue allows a call beyond its timeout
 
 
@@ -178,6 +179,17 @@ def test_hung_flights_do_not_fill_the_gate(imds: ImdsEmulator, colour: Colour) -
         caller.join()
     imds.clear_faults()
     assert colour.ask(imds.endpoint, timeout=20).token in imds.tokens
+
+
+def test_an_exchange_with_a_silent_server_ends_with_its_caller(colour: Colour) -> None:
+    """The thread of an exchange waits for silence no longer than the caller who set out."""
+    with listening(never_read) as server:
+        with pytest.raises(ImdsError):
+            colour.ask(server.url, timeout=TIMEOUT)
+        for thread in threading.enumerate():
+            if thread.name == THREAD_NAME and server.accepted:
+                thread.join(2)
+        assert THREAD_NAME not in [thread.name for thread in threading.enumerate()]
 
 
 def _fails(colour: Colour, endpoint: str, scope: str) -> None:
