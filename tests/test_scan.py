@@ -58,6 +58,12 @@ def header(name: str, value: str) -> str:
         ("token", "a.yaml", f"# a comment: {LIVE}\ninteractions: []"),
         ("token", "a.json", json.dumps({"response": {"base64_string": base64.b64encode(LIVE.encode()).decode()}})),
         ("token", "a.har", json.dumps({"log": {"entries": [{"response": {"content": {"text": LIVE}}}]}})),
+        (
+            "token",
+            "a.har",
+            json.dumps({"content": {"encoding": "base64", "text": base64.b64encode(LIVE.encode()).decode()}}),
+        ),
+        ("bearer header", "a.har", json.dumps({"headers": [{"name": "Cookie", "value": "session=1"}]})),
         ("token", "a.txt", f"pasted from a log: {LIVE}"),
         ("token", "a.txt", f"encrypted: {jwt()}.{'A' * 20}.{'B' * 20}"),
         ("bearer header", "a.yaml", header("Authorization", f"Bearer {LIVE}")),
@@ -80,6 +86,19 @@ def test_what_looks_live_is_found(tmp_path: Path, what: str, name: str, text: st
     """Each kind of leak is found wherever it sits: in text, in documents, in documents inside them, compressed."""
     (tmp_path / name).write_text(text)
     assert what in {finding.what for finding in scan_recordings([tmp_path / name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.yaml.gz", gzip.compress(body(json.dumps({"access_token": "opaque"})).encode())),
+        ("a.txt", f"written by a shell of Windows: {LIVE}".encode("utf-16")),
+    ],
+)
+def test_files_that_are_no_plain_text(tmp_path: Path, name: str, content: bytes) -> None:
+    """Compression and other encodings of a whole file hide nothing."""
+    (tmp_path / name).write_bytes(content)
+    assert {finding.what for finding in scan_recordings([tmp_path])} == {"token"}
 
 
 @pytest.mark.parametrize(
@@ -137,9 +156,11 @@ def test_a_folder_is_scanned_to_the_bottom(tmp_path: Path) -> None:
 
 
 def test_a_scan_of_nothing_does_not_pass(tmp_path: Path) -> None:
-    """A path that does not exist is an error: a misspelt folder would otherwise always be clean."""
+    """A path that does not exist, or holds no file, is an error: a misspelt folder would otherwise be clean."""
     with pytest.raises(FileNotFoundError, match="misspelt"):
         scan_recordings([tmp_path / "misspelt"])
+    with pytest.raises(FileNotFoundError, match="nothing to scan in"):
+        scan_recordings([tmp_path])
 
 
 def test_what_vcrpy_records_by_itself_is_found(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ _MOVED_CLAIMS = ("exp", "iat", "nbf")
 
 
 def rebased(response: dict[str, Any], now: float, known: Mapping[str, str]) -> dict[str, Any]:
-    """The answer with all its instants moved by its age, and with the identities that the running program uses.
+    """The answer with its Date and the instants of its tokens moved by its age, and with the program's own identities.
 
     `expires_in` stays: it is the time that was left when the answer was given, and the answer is given now.
 

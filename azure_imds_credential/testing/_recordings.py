@@ -82,8 +82,8 @@ def imds_vcr(
 
     Requests match on method, scheme, host, port, path and query; `api-version`, which follows the release of an SDK,
     does not count, and neither does the address of IMDS. A program may go on using its own client ID when it replays.
-    All instants of an answer are moved as if it were given now. IMDS repeats its last answer when it is asked more
-    often than was recorded; everything else is an error then.
+    `Date` and the instants of tokens are moved as if the answer were given now. IMDS repeats its last answer when it is
+    asked more often than was recorded; everything else is an error then.
 
     A replay is for one thread at a time: vcrpy takes its patches off for the whole process whenever one thread opens a
     connection, and what other threads ask for meanwhile goes to the network. During a replay such requests, and all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import gzip
 import os
 import re
@@ -62,18 +63,19 @@ class Finding:
 def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     """What looks live in recordings; nothing found is an empty list.
 
-    Looks into YAML (vcrpy), JSON and HAR, into JSON inside them and into compressed or base64 bodies; other files are
-    read as text. The tokens that `imds_vcr` leaves behind are dummies, known by a signature that no key makes.
+    Looks into YAML (vcrpy), JSON and HAR, compressed ones too, into JSON inside them and into compressed or base64
+    bodies; other files are read as text. The tokens that `imds_vcr` leaves behind are dummies, known by a signature
+    that no key makes.
 
     Args:
         paths: Files, and folders with all that is below them.
 
     Raises:
-        FileNotFoundError: A path does not exist: a scan of nothing must not pass.
+        FileNotFoundError: A path does not exist, or is an empty folder: a scan of nothing must not pass.
     """
     findings: list[Finding] = []
     for file in _files(paths):
-        findings += scan_text(file.read_bytes().decode(errors="replace"), file)
+        findings += scan_text(_unpacked(file.read_bytes()), file)
     return findings
 
 
@@ -87,7 +89,7 @@ def scan_text(text: str, path: Path) -> list[Finding]:
 
     for number, line in enumerate(text.splitlines(), start=1):
         note(str(number), _in_text(line))
-    if path.suffix.lower() in _SUFFIXES:
+    if _SUFFIXES.intersection(suffix.lower() for suffix in path.suffixes):  # also a.yaml.gz
         for where, hit in _in_document(_parsed(text), "document"):
             note(where, [hit])
     return list(found.values())
@@ -97,7 +99,10 @@ def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"nothing to scan at {os.fspath(path)}")
-        yield from sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"nothing to scan in {os.fspath(path)}")
+        yield from files
 
 
 def _parsed(text: str) -> Any:
@@ -122,6 +127,10 @@ def _in_document(content: Any, where: str) -> Iterator[tuple[str, tuple[str, str
     if isinstance(content, dict):
         if is_secret_value(content) and "/secrets/" in str(content.get("id")) and not _is_fake(content["value"]):
             yield where, ("secret value", content["value"])
+        if isinstance(content.get("name"), str) and "value" in content:  # how HAR writes a header
+            yield from _in_member(content["name"].lower(), content["value"], where)
+        if content.get("encoding") == "base64":  # how HAR writes a body that is no text
+            yield from _in_document(_from_base64(str(content.get("text"))), f"{where}.text")
         for name, value in content.items():
             yield from _in_member(str(name).lower(), value, f"{where}.{name}")
     elif isinstance(content, list):
@@ -166,7 +175,9 @@ def _unpacked(body: bytes) -> str:
             return unpack(body).decode(errors="replace")
         except (OSError, EOFError, zlib.error):
             continue
-    return body.decode(errors="replace")
+    # What a shell of Windows writes into a file begins with a byte order mark.
+    encoding = "utf-16" if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    return body.decode(encoding, errors="replace")
 
 
 def _from_base64(text: str) -> bytes:

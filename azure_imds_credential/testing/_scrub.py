@@ -33,7 +33,18 @@ _DROPPED_RESPONSE_HEADERS = frozenset({"set-cookie", "x-ms-keyvault-network-info
 TOKEN_MEMBERS = frozenset({"access_token", "id_token", "refresh_token"})
 # Names in lower case; what other Azure services call the secrets that they hand out.
 SECRET_MEMBERS = frozenset(
-    {"accountkey", "client_secret", "clientsecret", "password", "sharedaccesskey", "primarykey", "secondarykey"}
+    {
+        "accountkey",
+        "client_secret",
+        "clientsecret",
+        "key1",
+        "key2",
+        "password",
+        "secrettext",
+        "sharedaccesskey",
+        "primarykey",
+        "secondarykey",
+    }
     | {"connectionstring", "primaryconnectionstring", "secondaryconnectionstring"}
 )
 STORAGE_KEY = re.compile(r"(?<![A-Za-z0-9+/])(?P<value>[A-Za-z0-9+/]{86}==)")  # 64 bytes in base64
@@ -147,7 +158,8 @@ def _secret_value(document: Any) -> Any:
 
 def _walk(document: Any) -> Any:
     if isinstance(document, dict):
-        return {name: _member(name, value, document) for name, value in document.items()}
+        # Names, too: Azure Resource Manager lists the identities of a machine by their ARM IDs.
+        return {scrub_text(name): _member(name, value, document) for name, value in document.items()}
     if isinstance(document, list):
         return [_walk(item) for item in document]
     return scrub_text(document) if isinstance(document, str) else document
