@@ -9,12 +9,14 @@ from __future__ import annotations
 import binascii
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from ._freshness import LONGEST_LIFE
 
 FORMAT = 1
+_TOKEN = re.compile(r"[!-~]+")  # what fits into an Authorization header
 
 
 class Found(NamedTuple):
@@ -47,39 +49,23 @@ def read(content: bytes, key: list[str | None], now: float) -> Found:
         raise ValueError("damaged")
     try:
         stored = json.loads(body)
-        found = Found(
-            stored["access_token"],
-            float(stored["expires_at"]),
-            float(stored["asked_at"]),
-            float(stored["stored_at"]),
-            stored["forced"] is True,
-        )
-        same_format, same_key, same_boot = (
-            stored["format"] == FORMAT,
-            stored["key"] == key,
-            stored["boot"] == _boot_id(),
-        )
+        form, whose, boot = stored["format"], stored["key"], stored["boot"]
+        times = [float(stored[name]) for name in ("asked_at", "stored_at", "expires_at")]
+        token, forced = stored["access_token"], stored["forced"]
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError("in another form than this version writes") from error
-    token, times = found.access_token, (found.asked_at, found.stored_at, found.expires_at)
-    if (
-        not same_format
-        or not isinstance(token, str)
-        or not token.isascii()
-        or not token.isprintable()
-        or not token
-        or " " in token
-    ):
+    if form != FORMAT or not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise ValueError("in another form than this version writes")
-    if not same_key:
+    if whose != key:
         raise ValueError("for something else than its name says")
-    if not same_boot:
+    if boot != _boot_id():
         raise ValueError("from before the last boot")
-    if not all(map(math.isfinite, times)) or found.asked_at > found.stored_at or found.stored_at > now:
+    asked_at, stored_at, expires_at = times
+    if not all(map(math.isfinite, times)) or not asked_at <= stored_at <= now:
         raise ValueError("dated in the future, or not at all")
-    if found.expires_at - found.stored_at > LONGEST_LIFE:
+    if expires_at - stored_at > LONGEST_LIFE:
         raise ValueError("valid for longer than a token can be")
-    return found
+    return Found(token, expires_at, asked_at, stored_at, forced is True)
 
 
 def _boot_id() -> str:
