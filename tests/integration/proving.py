@@ -45,7 +45,7 @@ def run(*command: str | Path, seconds: float = INSTALL_SECONDS, **more: Any) -> 
     assert done.returncode == 0, (
         f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     )
-    return done.stdout
+    return str(done.stdout)
 
 
 class Colour:

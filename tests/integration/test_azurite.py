@@ -41,7 +41,7 @@ class Azurite:
     def __init__(self, text: str, ca_file: str) -> None:
         found = dict(re.findall(r"Azurite (Blob|Queue) service is successfully listening at (\S+)", text))
         self.blob, self.queue = (f"{found[kind]}/{ACCOUNT}" for kind in ("Blob", "Queue"))
-        self.trust = {"connection_verify": ca_file}
+        self.trust: dict[str, Any] = {"connection_verify": ca_file}
 
 
 @pytest.fixture(scope="module")

@@ -326,7 +326,7 @@ async def it_is_a_context_manager(world: World) -> None:
     assert (await settled(credential.get_token(SCOPE))).token in world.imds.tokens
 
 
-class Transport(RequestsTransport):
+class Transport(RequestsTransport):  # type: ignore[misc] # its base has no types
     """A user's transport that counts what is done to it."""
 
     def __init__(self) -> None:
@@ -446,7 +446,7 @@ async def another_source_is_named_and_nothing_is_sent(world: World) -> None:
     world.imds.assert_requests(0)
 
 
-@pytest.mark.parametrize(("reference", "check"), ROWS, ids=[check.__name__ for _, check in ROWS])  # type: ignore[attr-defined] # functions have names
+@pytest.mark.parametrize(("reference", "check"), ROWS, ids=[check.__name__ for _, check in ROWS])
 def test_what_the_peers_suites_check_holds_here(
     reference: str, check: Check, colour: Colour, virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

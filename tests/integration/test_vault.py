@@ -8,7 +8,7 @@ import pytest
 import trustme
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
 from azure.keyvault.secrets import SecretClient
-from cloud import Cloud
+from cloud import Answer, Cloud, Request
 from proving import Colour, listed, opened, settled
 from vault import AUDIENCE, Vault
 
@@ -163,9 +163,12 @@ def test_the_vault_sees_the_identity_that_was_named(
     seen = []
     vault = Vault(f"names-{selector.replace('_', '-')}-{colour.name}.vault.azure.net")
     vault.secrets["a"] = [{"id": f"https://{vault.host}/secrets/a/1", "value": "1", "attributes": {}}]
-    service = vault.service._replace(
-        answer=lambda request: (seen.append(request.claims["oid"]), vault.answer(request))[1]
-    )
+
+    def answer(request: Request) -> Answer:
+        seen.append(request.claims["oid"])
+        return vault.answer(request)
+
+    service = vault.service._replace(answer=answer)
     with Cloud(imds, authority, {vault.host: service}) as cloud:
 
         async def story() -> None:

@@ -61,7 +61,7 @@ class Vault:
 
     def _page(self, request: Request, entries: list[dict[str, Any]]) -> Answer:
         first = int(request.query.get("skip", "0"))
-        page = {"value": entries[first : first + PAGE], "nextLink": None}
+        page: dict[str, Any] = {"value": entries[first : first + PAGE], "nextLink": None}
         if first + PAGE < len(entries):
             version = request.query["api-version"]
             page["nextLink"] = self._id(f"{request.path.strip('/')}?api-version={version}&skip={first + PAGE}")
