@@ -33,6 +33,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing
+	$(BIN)/azure-imds scan recordings
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -40,7 +40,7 @@ def from_the_recording() -> bool:
     options = ("--replay", str(RECORDING.relative_to(SAMPLES.parent)))
     code = read_secret({"AZURE_POD_IDENTITY_AUTHORITY_HOST": NOWHERE}, vault_url, *options)
     for exchange in recorded:
-        print(f"  replayed: GET {exchange['request']['uri']} -> {exchange['response']['status']['code']}")
+        print(f"  the recording holds: GET {exchange['request']['uri']} -> {exchange['response']['status']['code']}")
     return code == 0
 
 

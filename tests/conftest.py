@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+
+from azure_imds_credential.testing._network import loopback_only
 
 pytest_plugins = ("colours", "leaks")
 
@@ -24,38 +23,12 @@ TOKEN_SOURCE_VARIABLES = (
 )
 
 
-class ConnectionRefusedByTheSuite(BaseException):
-    """Something tried to leave this machine. Not an Exception, so that no retry or `except Exception` can hide it."""
-
-
-def _is_loopback(family: int, address: Any) -> bool:
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return True
-    try:
-        return ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
-    except ValueError:
-        return str(address[0]) in ("localhost", "")
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _loopback_only() -> Iterator[None]:
-    """Refuse every connection whose parsed address is not loopback, for the whole suite."""
-    patch = pytest.MonkeyPatch()
-
-    def guarded(name: str) -> None:
-        original = getattr(socket.socket, name)
-
-        def call(self: socket.socket, *args: Any) -> Any:
-            if not _is_loopback(self.family, args[-1]):
-                raise ConnectionRefusedByTheSuite(f"{name} to {args[-1]!r}")
-            return original(self, *args)
-
-        patch.setattr(socket.socket, name, call)
-
-    for name in ("connect", "connect_ex", "sendto"):
-        guarded(name)
-    yield
-    patch.undo()
+    """Refuse every connection whose parsed address is not loopback, and every look-up of names, for the whole suite."""
+    with loopback_only() as refused:
+        yield
+    assert not refused, refused
 
 
 @pytest.fixture(autouse=True)
