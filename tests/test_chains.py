@@ -115,7 +115,8 @@ def test_a_chain_goes_on_where_imds_or_the_identity_is_not_there(
 ) -> None:
     """On a laptop, in a container, or on a VM without an identity the next credential is asked."""
     imds.script(GOES_ON[name], seconds=math.inf)
-    assert in_chain(colour, developer, method, endpoint=imds.endpoint, read_timeout=0.2) == "developer"
+    options = {"read_timeout": 0.2} if GOES_ON[name] is faults.hang else {}
+    assert in_chain(colour, developer, method, endpoint=imds.endpoint, **options) == "developer"
     assert developer.asked == [(SCOPE,)]
 
 
