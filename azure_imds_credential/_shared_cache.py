@@ -19,10 +19,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from . import _fork
+from ._flight import Outcome
 from ._freshness import LAST_MINUTES, LONGEST_WAIT, NEVER, SOONEST_REFRESH
 from ._memory_files import Folder, RefusedError, empty_folders, open_folder
 from ._stored_token import Found, read, written
-from ._token_cache import Outcome
 from .exceptions import ImdsServiceError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ._flight import Flight
     from ._freshness import Slot, Surroundings
-    from ._token_cache import Flight
 
 LOOK_EVERY = 0.05  # seconds between two looks while somebody waits for the token; ten times that while nobody does
 
