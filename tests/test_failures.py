@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
-from colours import VAULT, Colour, VirtualTime
+from colours import SYNC, VAULT, Colour, VirtualTime
 from tcp import listening, speak_first
 
 from azure_imds_credential import (
@@ -388,7 +388,7 @@ def test_a_name_that_does_not_resolve_is_said(colour: Colour, monkeypatch: pytes
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(ImdsUnavailableError, match="connecting failed .gaierror: Name or service not known"):
+    with pytest.raises(ImdsUnavailableError, match=r"connecting failed \(gaierror: Name or service not known\)"):
         colour.ask("http://imds.invalid")
 
 
@@ -463,6 +463,29 @@ def test_wait_for_identity_ends_with_its_time(
     with pytest.raises(IdentityUnavailableError):
         colour.ask(imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=0.5, timeout=60)
     assert 3 <= len(imds.requests) <= 7
+
+
+def test_wait_for_identity_asks_every_five_seconds_and_at_the_end(
+    virtual_time: VirtualTime, imds: ImdsEmulator
+) -> None:
+    """What both colours wait between two questions, and when the last one is asked."""
+    configuration = SYNC.ImdsCredential(
+        endpoint=imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=12, timeout=60
+    )._configuration
+    slot, pauses = configuration.slot((VAULT,)), list[float]()
+
+    def ask() -> None:
+        for future, seconds in configuration.cache.steps(slot, configuration, forced=False):
+            if (slot.plain and future is slot.plain.future) or future.done():
+                future.result(timeout=10)
+            else:
+                pauses.append(seconds)
+                virtual_time.skip(seconds)
+
+    with pytest.raises(IdentityUnavailableError):
+        ask()
+    assert pauses == [5.0, 5.0, pytest.approx(2, abs=0.5)]
+    imds.assert_requests(4)
 
 
 def test_other_errors_are_not_waited_for(colour: Colour, imds: ImdsEmulator) -> None:
