@@ -160,12 +160,13 @@ class _Conversation(HTTPPolicy[Any, Any]):
         """Send once and judge what came back."""
         world, endpoint, options = self.world, self.slot.endpoint, self.options
         now = world.clock()
+        # IMDS takes 20 requests a second from a whole machine; a process that needs more tokens than that takes turns.
         with endpoint.pace:
             full = len(endpoint.starts) == PER_SECOND
             start = max(now, endpoint.starts[0] + SECOND) if full else now
             endpoint.starts.append(start)
         if start > now:
-            world.sleep(min(start, self.flight.deadline) - now)
+            world.sleep(max(0.0, min(start, self.flight.deadline) - now))
         self.attempts += 1
         self.sent_at = world.clock()
         left = max(0.001, self.flight.deadline - self.sent_at)
