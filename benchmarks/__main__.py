@@ -17,6 +17,7 @@ from . import crowd, forked, memory, pictures, refresh, startup, warm
 from .emulator import EmulatorProcess
 from .report import Row, as_json, caption, machine, markdown, table, versions
 
+DOCS = Path(__file__).parent.parent / "docs"
 MEASURES = {
     "startup": startup.measure,
     "warm": warm.measure,
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("only", nargs="*", metavar="MEASURE", help=f"some of {', '.join(MEASURES)}; default: all")
     parser.add_argument("--all", action="store_true", help="with the pictures and the fleet, as the README shows them")
     parser.add_argument("--quick", action="store_true", help="fewer runs: for a check that all of it works")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="where --all draws; default: docs, --quick: nowhere"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
     options = parser.parse_args(argv)
@@ -58,8 +62,13 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     missed = sum(row.met is False for row in rows)
     if options.all:
-        pictures.draw(rows, caption())
-        missed += import_module("benchmarks.fleet").main(["--quick"] if options.quick else [])
+        folder = options.pictures or (None if options.quick else DOCS)
+        if folder:
+            pictures.draw(rows, caption(), folder)
+        arguments = [f"--{name}" for name in ("quick", "markdown") if getattr(options, name)]
+        arguments += ["--pictures", str(folder)] if folder else []
+        arguments += ["--json", str(options.json.with_suffix(".fleet.json"))] if options.json else []
+        missed += import_module("benchmarks.fleet").main(arguments)
     return 1 if missed else 0
 
 

@@ -50,7 +50,7 @@ def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
         machine = emulator.Machine()  # type: ignore[attr-defined] # registered
         cells = {peer: float(run("memory", peer, str(count), endpoint=machine.endpoint())) for peer in PEERS}
         machine.close()
-        name = f"peak memory added by {count} credential{'s' * (count > 1)} and their tokens, MiB"
+        name = f"peak memory added by {'one credential' if count == 1 else f'{count} credentials'} with a token, MiB"
         rows.append(Row(name, cells, "no more than azure-identity", cells[OURS] <= cells[IDENTITY]))
     return rows
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from .peers import PEERS
 from .report import Row, shown
 
-FILE = Path(__file__).parent.parent / "docs" / "comparison.svg"
+FILE = "comparison.svg"
 
 # Pixels.
 WIDTH, LEFT, LONGEST, BAR, HEAD, MARGIN = 760, 190, 480, 14, 26, 16
 INK = {PEERS[0]: "#0a6b4d", PEERS[1]: "#7a8794", PEERS[2]: "#b4bcc4"}
 
 
-def draw(rows: Iterable[Row], caption: str, file: Path = FILE) -> Path:
+def draw(rows: Iterable[Row], caption: str, folder: Path) -> Path:
     """Draw the rows of numbers; the longest bar of each block is as long as the others' longest."""
     lines: list[str] = []
     y = MARGIN
@@ -38,6 +38,7 @@ def draw(rows: Iterable[Row], caption: str, file: Path = FILE) -> Path:
         f'role="img"><title>Less is better, in every block</title><desc>{escape(caption)}</desc>'
         f'<rect width="{WIDTH}" height="{y}" fill="white"/>'
     )
-    file.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    file = folder / FILE
     file.write_text("\n".join((svg, *lines, "</svg>", "")), encoding="utf-8")
     return file

@@ -166,7 +166,7 @@ def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
     values: dict[str, list[float]] = {}
     effort = ("-p1", "-n3", "-w1", "-l5000") if quick else ("-p1", "-n5", "-w1", "--min-time=0.1")
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(1 if quick else 9):
+        for turn in range(1 if quick else 5):
             for name in SUBJECTS:
                 output = Path(folder) / f"{turn}-{name}.json".replace(" ", "-")
                 command = [sys.executable, "-m", "benchmarks.warm", name, *effort, "-q", "-o", str(output)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import report, warm
+from benchmarks import pictures, report, warm
 from benchmarks.emulator import Arrival, most_at_once
 from benchmarks.forked import audience
 from benchmarks.peers import IDENTITY, MSAL, OURS
@@ -146,3 +147,13 @@ def test_rows_are_shown_alike() -> None:
     lines = report.table(rows).splitlines()
     assert lines[1].split() == ["a", "1.23", "2006", "-", "at", "most", "1", "NO"]
     assert report.markdown(rows, "caption").splitlines()[2] == "| a | 1.23 | 2006 | - |"
+
+
+def test_numbers_become_bars(tmp_path: Path) -> None:
+    """Every number of a row is a bar with the longest as long as in other rows; rows of words are left out."""
+    rows = [report.Row("a", {OURS: 1, IDENTITY: 64.0, MSAL: None}), report.Row("b", {OURS: "48 right", IDENTITY: "0"})]
+    file = pictures.draw(rows, "one & only", tmp_path)
+    tree = ET.parse(file)
+    bars = [bar for bar in tree.iterfind(".//{*}rect") if float(bar.get("x", 0))]
+    assert [float(bar.get("width", 0)) for bar in bars] == [pictures.LONGEST / 64, pictures.LONGEST]
+    assert tree.findtext(".//{*}desc") == "one & only"
