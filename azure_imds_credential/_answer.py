@@ -27,9 +27,10 @@ EXCERPT_LIMIT = 200  # characters of a foreign answer that an error may show
 # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling
 _RESTART_STATUSES = {408, 410, 429, 500, 502, 503, 504}
 
-_TOKEN = re.compile(r"[!-~]+")  # what fits into an Authorization header: no spaces, no control characters
-_SECRETS = re.compile(r'("(?:access|refresh|id)_token"\s*:\s*")[^"]*|([A-Za-z0-9_\-.+/=]{40,})')
-_SECRET_PIECE = re.compile(r"[A-Za-z0-9_\-+=]{40}")  # in a host name, a path or an ARM ID something ends sooner
+# Strings: `re` keeps what it compiled, and most processes never need the last two.
+_IN_A_HEADER = r"[!-~]+"  # what fits into an Authorization header: no spaces, no control characters
+_SECRETS = r'("(?:access|refresh|id)_token"\s*:\s*")[^"]*|([A-Za-z0-9_\-.+/=]{40,})'
+_PIECE = r"[A-Za-z0-9_\-+=]{40}"  # in a host name, a path or an ARM ID something ends sooner
 
 
 class Reply(NamedTuple):
@@ -92,7 +93,7 @@ def judge(reply: Reply | Silence, identity: Identity, resource: str, *, seen: bo
     token, code, description = (payload.get(name) for name in ("access_token", "error", "error_description"))
     in_shape = isinstance(code, str) and isinstance(description, str)
     is_imds = headers.get("server", "").startswith("IMDS/") or in_shape or isinstance(token, str)
-    if status == 200 and isinstance(token, str) and _TOKEN.fullmatch(token):
+    if status == 200 and isinstance(token, str) and re.fullmatch(_IN_A_HEADER, token):
         life = _life(payload, headers, now)
         if 0 < life <= LONGEST_LIFE:
             other = mismatch(payload, token, identity, resource)
@@ -236,6 +237,6 @@ def without_secrets(text: str) -> str:
 
     def replacement(found: re.Match[str]) -> str:
         member, run = found.groups()
-        return f"{member or ''}[removed]" if run is None or _SECRET_PIECE.search(run) else run
+        return f"{member or ''}[removed]" if run is None or re.search(_PIECE, run) else run
 
-    return _SECRETS.sub(replacement, text)
+    return re.sub(_SECRETS, replacement, text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -204,7 +205,8 @@ class TokenCache:
                         endpoint.inside[id(flight.future)] = flight
                     elif not endpoint.enter(flight, self.clock):
                         raise no_answer(slot, wish)
-                    with _fork.imports:
+                    loaded = f"{__package__}._exchange" in sys.modules
+                    with _fork.imports, nullcontext() if loaded else _fork.without_collections():
                         from . import _exchange
                     outcome = _exchange.ask(slot, turn.flight if turn else flight, wish.options, self.world)
                     if turn:
