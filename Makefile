@@ -17,8 +17,9 @@ demo: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m mkdocs build --quiet
 
+# Two workers: most of the time the tests wait for something. A file stays with one of them.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go and ip.
 integration: $(VENV)/installed-integration

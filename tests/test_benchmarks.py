@@ -51,9 +51,10 @@ def test_a_crowd_is_one_request(run: dict[str, Any], beginning: str) -> None:
 
 
 def test_a_crowd_on_one_credential_is_one_request_and_was_64(run: dict[str, Any]) -> None:
-    """Threads that share a credential ask IMDS once; each of the peers' threads asks on its own."""
-    row = run["by name"]["IMDS requests of 64 threads, one credential"]
-    assert row["cells"] == {OURS: 1, IDENTITY: 64, MSAL: 64}
+    """Threads that share a credential ask IMDS once; of the peers' threads each asks that comes before the answer."""
+    found = run["by name"]["IMDS requests of 64 threads, one credential"]["cells"]
+    assert found[OURS] == 1
+    assert min(found[IDENTITY], found[MSAL]) > 32
 
 
 def test_resources_keep_to_five_at_once(run: dict[str, Any]) -> None:
