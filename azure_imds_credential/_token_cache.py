@@ -105,6 +105,7 @@ class TokenCache:
                 if slot.forced_error is not None:
                     raise own_copy(slot.forced_error)
                 force = now >= slot.expires_at
+            # `phase` would say EXPIRED as well; a cold token is spared the detour through that file.
             held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
