@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: test integration demo docs format lint clean
 
-$(VENV)/installed: setup.py setup.cfg azure_imds_credential/_version.py
+$(VENV)/installed: setup.py setup.cfg azure_imds_credential/__init__.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -4,8 +4,6 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
-
 if TYPE_CHECKING:
     from ._claims import IdentityInfo
     from ._credential import ImdsCredential
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
         ImdsThrottledError,
         ImdsUnavailableError,
     )
+
+__version__ = "0.1.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

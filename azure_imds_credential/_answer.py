@@ -3,11 +3,10 @@
 The status is judged before the body, shape before words: IMDS's descriptions are localised and change.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import timezone
 from email.utils import parsedate_to_datetime
@@ -220,7 +219,7 @@ def _epoch(date: str | None) -> float | None:
 def _json_object(body: bytes | None) -> dict[str, Any]:
     """Parse whatever the Content-Type says: endpoints that imitate IMDS send JSON as text/plain."""
     try:
-        payload = json.loads(body.decode("utf-8-sig")) if body else None
+        payload = json.loads(body.removeprefix(BOM_UTF8).decode()) if body else None
     except (ValueError, RecursionError):
         return {}
     return payload if isinstance(payload, dict) else {}

@@ -1,7 +1,5 @@
 """What a token says of itself. Decoded and not verified: good for comparing and explaining, never for trusting."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

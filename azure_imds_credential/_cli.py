@@ -7,9 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from . import _commands
+from . import __version__, _commands
 from ._results import EXIT_CODES, FOUND, INTERRUPTED, USAGE, VAULT, CommandError, Result, facts_of
-from ._version import __version__
 from .exceptions import ImdsError
 
 _EPILOG = f"""\

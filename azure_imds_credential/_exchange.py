@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from requests import Session
 
     from ._flight import Flight
-    from ._freshness import Slot, Surroundings
+    from ._freshness import Slot, World
 
 # What IMDS's team asks of SDKs (https://github.com/Azure/azure-sdk-for-net/issues/31452): it survives one lost SYN.
 CONNECT_SECONDS = 3.0
@@ -46,7 +46,7 @@ _BYPASS = "&bypass_cache=true"
 _logger = logging.getLogger("azure_imds_credential")
 
 
-def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundings) -> Outcome:
+def ask(slot: Slot, flight: Flight, options: Mapping[str, Any], world: World) -> Outcome:
     """Ask IMDS for a token, again and again as `_retry` says, until the flight's deadline.
 
     Args:
@@ -90,7 +90,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
     raises our errors through msal.
     """
 
-    def __init__(self, slot: Slot, flight: Flight, options: Mapping[str, Any], world: Surroundings) -> None:
+    def __init__(self, slot: Slot, flight: Flight, options: Mapping[str, Any], world: World) -> None:
         self.slot, self.flight, self.options, self.world = slot, flight, options, world
         self.started = self.sent_at = world.clock()
         self.attempts = 0

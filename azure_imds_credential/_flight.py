@@ -1,7 +1,5 @@
 """A request under way, shared by all who wait for it, and how it can end."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -27,7 +25,7 @@ LINE = (
 REFRESH_FAILED = "refreshing a token failed, the held one serves for %d s more; next try in %d s: %s"
 
 # The flight that the running code belongs to. Hooks, policies and log handlers of a user run in one too.
-current_flight: ContextVar[Flight | None] = ContextVar("current_flight", default=None)
+current_flight: ContextVar["Flight | None"] = ContextVar("current_flight", default=None)
 
 
 class Outcome(NamedTuple):
@@ -48,14 +46,14 @@ class Outcome(NamedTuple):
 class Flight(NamedTuple):
     """An exchange under way. Its future never fails and cannot be cancelled: whoever waits may leave, it goes on."""
 
-    future: Future[Outcome | None]  # None: it never set out, since the caller who meant to start it was interrupted
+    future: "Future[Outcome | None]"  # None: it never set out, since the caller who meant to start it was interrupted
     started: float
     deadline: float
     forced: bool
     troubles: list[BaseException]  # the errors of its attempts so far, for callers who leave before it ends
 
 
-def no_answer(slot: Slot, wish: Configuration, reason: str = "") -> ImdsError:
+def no_answer(slot: "Slot", wish: "Configuration", reason: str = "") -> ImdsError:
     """Make the error of a caller whose time ended before anything could be said of the answer."""
     cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
     reason = reason or f"No whole answer within {wish.timeout:g} s: whatever listens there is slow, hung or not IMDS"

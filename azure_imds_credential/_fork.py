@@ -13,7 +13,10 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._token_cache import TokenCache
 
 # Held while this package imports msal and the HTTP stack. `import logging` above comes first because logging registers
 # its own lock with fork: handlers run backwards before a fork, so ours is taken first there as everywhere else.
@@ -40,25 +43,18 @@ def without_collections() -> Iterator[None]:
         gc.enable()
 
 
-class Forkable(Protocol):
-    """Something with locks or threads of its own."""
-
-    def begin_anew(self) -> None:
-        """Forget, in a forked child, what only lived in the parent's threads. Takes no lock."""
+_caches: weakref.WeakSet[TokenCache] = weakref.WeakSet()
 
 
-_forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
-
-
-def register(forkable: Forkable) -> None:
-    """Have `begin_anew` called in every forked child."""
-    _forkables.add(forkable)
+def register(cache: TokenCache) -> None:
+    """Have the cache begin anew in every forked child."""
+    _caches.add(cache)
 
 
 def _in_child() -> None:
     imports.release()
-    for forkable in tuple(_forkables):
-        forkable.begin_anew()
+    for cache in tuple(_caches):
+        cache.begin_anew()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has none

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from azure.core.credentials import AccessToken, AccessTokenInfo
 
@@ -93,17 +94,28 @@ class RedactedTokenInfo(AccessTokenInfo):
         )
 
 
-class Surroundings(NamedTuple):
-    """What is not ours to decide. Tests pass their own."""
+class World:
+    """What is not ours to decide. Tests pass their own.
 
-    clock: Callable[[], float]  # seconds since the machine started
-    wall_clock: Callable[[], float]  # epoch seconds
-    random: Callable[[], float]  # uniform in [0, 1)
-    sleep: Callable[[float], None]
+    Args:
+        clock: Seconds since the machine started.
+        wall_clock: Epoch seconds.
+        random: Uniform in [0, 1).
+        sleep: Waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = boot_clock,
+        wall_clock: Callable[[], float] = time.time,
+        random: Callable[[], float] = random.random,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.clock, self.wall_clock, self.random, self.sleep = clock, wall_clock, random, sleep
 
 
 class Slot:
-    """What is held for one key. Times are of `Surroundings.clock`.
+    """What is held for one key. Times are of `World.clock`.
 
     Read without a lock: `fresh_until` is written after what it vouches for.
     """
@@ -122,7 +134,7 @@ class Slot:
     forced_error: BaseException | None = None  # how the forced flight at `forced_at` failed, if it did
     failures = 0
 
-    def hold(self, access_token: str, expires_at: float, now: float, world: Surroundings) -> None:
+    def hold(self, access_token: str, expires_at: float, now: float, world: World) -> None:
         """Keep a token."""
         again = self.token is not None and self.token.token == access_token
         refresh_at = now + refresh_delay(expires_at - now, same_again=again, random=world.random)

@@ -1,7 +1,5 @@
 """Which identity was asked for."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 Kind = Literal["system-assigned", "client_id", "object_id", "resource_id"]

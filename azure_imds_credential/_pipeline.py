@@ -33,13 +33,12 @@ from azure.core.pipeline.transport import RequestsTransport
 from requests import Session
 from urllib3.exceptions import HTTPError
 
-from . import _quiet
+from . import __version__, _quiet
 from ._answer import Silence
-from ._version import __version__
 
 # Imported by the transport in the middle of its first request. A fork at that moment would leave them half-imported in
 # the child for good, so they are imported here, where `_fork.imports` is held. Names that a release may drop.
-for _name in ("azure.core.rest._requests_basic", "encodings.idna", "encodings.utf_8_sig"):
+for _name in ("azure.core.rest._requests_basic", "encodings.idna"):
     with suppress(ImportError):
         import_module(_name)
 

@@ -5,24 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
 
 ANSWER_SECONDS = 0.3  # what an attempt is given at least before the deadline; a healthy IMDS answers well within
 
 
-class Schedule(NamedTuple):
+class Schedule:
     """Waits of U(floor, 1) * min(cap, base * 2**n) seconds before retry n+1: full jitter unless there is a floor.
 
     Jitter because machines and processes that start together must not ask together again:
     https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+
+    Args:
+        retries: How many at most.
+        until: Seconds after the first such answer within which one may start.
+        base: Seconds; its default is the least that the documentation asks for:
+            https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance
+        cap: Seconds.
+        lead: Fixed seconds added to the first wait, which then has no floor.
+        floor: The share of each wait that is fixed.
     """
 
-    retries: float  # how many at most
-    until: float  # seconds after the first such answer within which one may start
-    base: float = 1.0  # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance
-    cap: float = 16.0
-    lead: float = 0.0  # fixed seconds added to the first wait, which then has no floor
-    floor: float = 0.0  # the share of each wait that is fixed
+    def __init__(
+        self,
+        *,
+        retries: float,
+        until: float,
+        base: float = 1.0,
+        cap: float = 16.0,
+        lead: float = 0.0,
+        floor: float = 0.0,
+    ) -> None:
+        self.retries, self.until = retries, until
+        self.base, self.cap, self.lead, self.floor = base, cap, lead, floor
 
 
 class Retry(Enum):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._flight import Flight
-    from ._freshness import Slot, Surroundings
+    from ._freshness import Slot, World
 
 LOOK_EVERY = 0.05  # seconds between two looks while somebody waits for the token; ten times that while nobody does
 
@@ -73,7 +73,7 @@ class Turn:
 
     outcome: Outcome | None = None  # what spares this process the asking
 
-    def __init__(self, slot: Slot, flight: Flight, world: Surroundings) -> None:
+    def __init__(self, slot: Slot, flight: Flight, world: World) -> None:
         self.flight = flight  # to ask with: its deadline may be nearer than that of the flight that was given
         self._slot, self._clock, self._sleep = slot, world.clock, world.sleep
         self._key = [slot.endpoint.url, *slot.identity, slot.resource]

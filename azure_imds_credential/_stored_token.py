@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[!-~]+")  # what fits into an Authorization header
 
 
 class Found(NamedTuple):
-    """A token that a process of this user stored, in times of `Surroundings.clock`."""
+    """A token that a process of this user stored, in times of `World.clock`."""
 
     access_token: str
     expires_at: float

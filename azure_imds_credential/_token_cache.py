@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import random
 import sys
 import threading
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from . import _fork
 from ._endpoint import GRACE, Endpoint
 from ._flight import LINE, REFRESH_FAILED, THREAD_NAME, Flight, Outcome, current_flight, no_answer, own_copy
-from ._freshness import LONGEST_WAIT, Phase, Slot, Surroundings, boot_clock, next_refresh_after, phase
+from ._freshness import LONGEST_WAIT, Phase, Slot, World, next_refresh_after, phase
 from .exceptions import IdentityUnavailableError, ImdsUnavailableError
 
 if TYPE_CHECKING:
@@ -41,22 +39,16 @@ _logger = logging.getLogger("azure_imds_credential")
 class TokenCache:
     """Slots, and the one way to fill them."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = boot_clock,
-        wall_clock: Callable[[], float] = time.time,
-        rand: Callable[[], float] = random.random,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.clock = clock
-        self.world = Surroundings(clock, wall_clock, rand, sleep)
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+        self.clock = self.world.clock
         self._slots: dict[tuple[str, Identity, str], Slot] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
         _fork.register(self)
 
     def begin_anew(self) -> None:
-        """Keep the tokens in a forked child; locks and flights stayed with the parent's threads."""
+        """Keep the tokens in a forked child, under no lock; locks and flights stayed with the parent's threads."""
         self._lock = threading.Lock()
         for slot in self._slots.values():
             slot.plain = slot.forced = None

@@ -43,7 +43,7 @@ def milliseconds(statement: str, endpoint: str) -> float:
 
 def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
     """Time both, in turns; the first turn writes bytecode and is not counted."""
-    rounds = 2 if quick else 31
+    rounds = 2 if quick else 61
     machine = emulator.Machine()  # type: ignore[attr-defined] # registered
     endpoint = machine.endpoint()
     samples: dict[tuple[str, str], list[float]] = {}

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 import azure_imds_credential
 import azure_imds_credential.aio
 from azure_imds_credential import _configuration
+from azure_imds_credential._freshness import World
 from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
@@ -77,7 +77,11 @@ class VirtualTime:
 def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     """Caches that live in virtual time, for credentials made from now on: waits between attempts cost nothing."""
     passing = VirtualTime()
-    cache = partial(TokenCache, passing.clock, passing.wall_clock, random.Random(4).random, passing.sleep)
+    draw = random.Random(4).random
+
+    def cache() -> TokenCache:
+        return TokenCache(World(passing.clock, passing.wall_clock, draw, passing.sleep))
+
     monkeypatch.setattr(_configuration, "TokenCache", cache)
     monkeypatch.setattr(_configuration, "process_cache", cache())
     return passing

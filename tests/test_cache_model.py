@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential import _token_cache as cache_module
 from azure_imds_credential._flight import Flight, Outcome
-from azure_imds_credential._freshness import LAST_MINUTES
+from azure_imds_credential._freshness import LAST_MINUTES, World
 from azure_imds_credential._identity import Identity
 from azure_imds_credential._token_cache import TokenCache
 
@@ -61,7 +61,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.cache = TokenCache(lambda: self.now, lambda: 1e9 + self.now, lambda: 0.5, lambda _: None)
+        self.cache = TokenCache(World(lambda: self.now, lambda: 1e9 + self.now, lambda: 0.5, lambda _: None))
         self.flying: list[tuple[Any, Flight]] = []
         self.callers: list[Caller] = []
         self.numbers = itertools.count()

@@ -23,6 +23,7 @@ import pytest
 from colours import AIO, SYNC
 
 from azure_imds_credential import ImdsError, _configuration, _exchange
+from azure_imds_credential._freshness import World
 from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 from azure_imds_credential.testing._limits import IDENTITY_AT_ONCE
@@ -169,7 +170,7 @@ def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[s
 @pytest.mark.slow
 def test_nobody_fails_while_a_token_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """No failed call while a valid token is held, no wrong token, and a bounded rate of requests."""
-    shared = FastCache(fast, fast, random.Random(1).random, lambda seconds: time.sleep(seconds / SPEED))
+    shared = FastCache(World(fast, fast, random.Random(1).random, lambda seconds: time.sleep(seconds / SPEED)))
     monkeypatch.setattr(_configuration, "process_cache", shared)
     monkeypatch.setattr(_exchange, "READ_SECONDS", _exchange.READ_SECONDS / SPEED)
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 
-from azure_imds_credential import _doctor, _token_cache
+from azure_imds_credential import _doctor
 from azure_imds_credential._doctor import Report, examine
+from azure_imds_credential._freshness import World
 from azure_imds_credential._signs import Place, Surroundings
+from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults
 
 SCOPE = "https://vault.azure.net/.default"
@@ -325,8 +328,8 @@ MACHINES = [
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two requests nobody waits here: how long is another test's matter."""
-    make = _token_cache.TokenCache
-    monkeypatch.setattr("azure_imds_credential._configuration.TokenCache", lambda: make(sleep=lambda _: None))
+    world = World(sleep=lambda _: None)
+    monkeypatch.setattr("azure_imds_credential._configuration.TokenCache", partial(TokenCache, world))
 
 
 def examined(machine: Machine, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> Report:

@@ -310,11 +310,9 @@ def test_a_wall_clock_that_jumps_changes_nothing(
     """What is shared is dated by a clock that nobody sets: it neither dies nor revives when the wall clock is set."""
     process(imds).get_token(VAULT)
     truth, time_of_day = virtual_time.clock(), virtual_time.wall_clock
-    world = process(imds)._configuration.cache.world
     jumped = process(imds)
-    monkeypatch.setattr(
-        jumped._configuration.cache, "world", world._replace(wall_clock=lambda: time_of_day() + jump)
-    )  # one process whose machine was set between the two
+    # One process whose machine was set between the two.
+    monkeypatch.setattr(jumped._configuration.cache.world, "wall_clock", lambda: time_of_day() + jump)
     token = jumped.get_token(VAULT)
     assert token.expires_on == pytest.approx(time_of_day() + jump + DAY, abs=5)
     virtual_time.skip(truth + DAY - virtual_time.clock() + 1)

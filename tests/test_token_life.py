@@ -14,6 +14,7 @@ import pytest
 from colours import VAULT, Colour, VirtualTime
 
 from azure_imds_credential import ImdsError, _configuration
+from azure_imds_credential._freshness import World
 from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
@@ -191,7 +192,7 @@ def test_a_wall_clock_that_is_set_changes_no_life(
 ) -> None:
     """Age is measured by a clock that no one sets; `expires_on` follows the wall clock, as it is read by callers."""
     passing, walls = [0.0], [1_800_000_000.0]
-    cache = TokenCache(lambda: passing[0], lambda: walls[0], partial(float, 0.5), time.sleep)
+    cache = TokenCache(World(lambda: passing[0], lambda: walls[0], partial(float, 0.5)))
     monkeypatch.setattr(_configuration, "process_cache", cache)
     credential = colour.ImdsCredential(endpoint=imds.endpoint)
     before = colour.run(credential.get_token_info(VAULT))
@@ -210,7 +211,7 @@ def test_a_machine_that_slept_past_the_end_asks_again(
 ) -> None:
     """A hibernated VM finds its token expired: the clock goes on meanwhile."""
     passing = [0.0]
-    monkeypatch.setattr(_configuration, "process_cache", TokenCache(lambda: passing[0]))
+    monkeypatch.setattr(_configuration, "process_cache", TokenCache(World(lambda: passing[0])))
     credential = colour.ImdsCredential(endpoint=imds.endpoint)
     _token(colour, credential)
     passing[0] += 3 * 24 * HOUR
