@@ -32,6 +32,17 @@ _SOURCES = (
     (ManagedIdentitySource.MACHINE_LEARNING, ("MSI_ENDPOINT", "MSI_SECRET")),
 )
 
+# All that is looked at; azure-identity and msal look at the same ones.
+VARIABLES = (
+    "AZUREPS_HOST_ENVIRONMENT",
+    "IDENTITY_ENDPOINT",
+    "IDENTITY_HEADER",
+    "IDENTITY_SERVER_THUMBPRINT",
+    "IMDS_ENDPOINT",
+    "MSI_ENDPOINT",
+    "MSI_SECRET",
+)
+
 
 def source_and_evidence(
     environ: Mapping[str, str] | None = None,

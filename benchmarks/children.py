@@ -9,27 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Libraries look at these; a machine that has them set must not decide what is measured.
-_TOKEN_SOURCES = (
-    "AZUREPS_HOST_ENVIRONMENT",
-    "IDENTITY_ENDPOINT",
-    "IDENTITY_HEADER",
-    "IDENTITY_SERVER_THUMBPRINT",
-    "IMDS_ENDPOINT",
-    "MSI_ENDPOINT",
-    "MSI_SECRET",
-)
+from azure_imds_credential._source import VARIABLES
 
 
 def environment(endpoint: str) -> dict[str, str]:
     """Return this process's environment with IMDS at `endpoint` for every library alike, and nothing in the way.
 
+    What the machine says of other token sources must not decide what is measured.
     Bytecode may be written: installed packages have theirs compiled, and a checkout must not be at a disadvantage.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in (*_TOKEN_SOURCES, "PYTHONDONTWRITEBYTECODE") and not name.lower().endswith("_proxy")
+        if name not in (*VARIABLES, "PYTHONDONTWRITEBYTECODE") and not name.lower().endswith("_proxy")
     }
     return {**kept, "AZURE_POD_IDENTITY_AUTHORITY_HOST": endpoint}
 

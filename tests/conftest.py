@@ -7,20 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from azure_imds_credential._source import VARIABLES
 from azure_imds_credential.testing._network import loopback_only
 
 pytest_plugins = ("colours", "leaks")
-
-TOKEN_SOURCE_VARIABLES = (
-    "AZUREPS_HOST_ENVIRONMENT",
-    "AZURE_POD_IDENTITY_AUTHORITY_HOST",
-    "IDENTITY_ENDPOINT",
-    "IDENTITY_HEADER",
-    "IDENTITY_SERVER_THUMBPRINT",
-    "IMDS_ENDPOINT",
-    "MSI_ENDPOINT",
-    "MSI_SECRET",
-)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,7 +24,7 @@ def _loopback_only() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the machine decides what a test sees; a forgotten endpoint is a refused loopback port."""
-    for name in TOKEN_SOURCE_VARIABLES:
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name in tuple(os.environ):
         if name.lower().endswith("_proxy"):

@@ -14,16 +14,6 @@ if TYPE_CHECKING:
 
     from ._emulator import ImdsEmulator
 
-# Whoever sets one of these asks for another token source than IMDS; azure-identity and msal read the same names.
-OTHER_SOURCES = (
-    "AZUREPS_HOST_ENVIRONMENT",
-    "IDENTITY_ENDPOINT",
-    "IDENTITY_HEADER",
-    "IDENTITY_SERVER_THUMBPRINT",
-    "IMDS_ENDPOINT",
-    "MSI_ENDPOINT",
-    "MSI_SECRET",
-)
 UNFIT = re.compile(r'[\x00-\x1f"*/:<>?\\|]')  # for file names: on Windows all of these, elsewhere the slash
 MARKERS = (
     "imds(**options): options of ImdsEmulator for the imds_emulator fixture, e.g. identities=[...], throttle=True",
@@ -60,7 +50,9 @@ def _no_tokens() -> Iterator[None]:
 @pytest.fixture
 def _no_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment names no other token source than IMDS."""
-    for name in OTHER_SOURCES:
+    from azure_imds_credential._source import VARIABLES
+
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
