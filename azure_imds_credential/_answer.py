@@ -19,6 +19,7 @@ from ._identity import Identity
 from ._retry import Retry
 
 BODY_LIMIT = 1 << 20  # bytes; real answers have about 2,000 (imds: 1,669 and 1,906 seen)
+SERVER = "IMDS/"  # how its header of that name begins
 BROKE_OFF = "the answer broke off"
 EXCERPT_LIMIT = 200  # characters of a foreign answer that an error may show
 
@@ -91,7 +92,7 @@ def judge(reply: Reply | Silence, identity: Identity, resource: str, *, seen: bo
     payload = _json_object(reply.body)
     token, code, description = (payload.get(name) for name in ("access_token", "error", "error_description"))
     in_shape = isinstance(code, str) and isinstance(description, str)
-    is_imds = headers.get("server", "").startswith("IMDS/") or in_shape or isinstance(token, str)
+    is_imds = headers.get("server", "").startswith(SERVER) or in_shape or isinstance(token, str)
     if status == 200 and isinstance(token, str) and re.fullmatch(_IN_A_HEADER, token):
         life = _life(payload, headers, now)
         if 0 < life <= LONGEST_LIFE:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from . import _fork
@@ -14,6 +14,9 @@ from ._identity import identity_from
 from ._source import ManagedIdentitySource, source_and_evidence
 from ._token_cache import TokenCache, process_cache
 from .exceptions import ImdsUnavailableError, let_chains_go_on
+
+if TYPE_CHECKING:
+    from azure.core.credentials import TokenRequestOptions
 
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 ENDPOINT_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
@@ -26,6 +29,14 @@ PIPELINE_OPTIONS = frozenset(
         "raw_response_hook", "read_timeout", "retry_total", "tracing_options", "transport", "user_agent",
     }
 )  # fmt: skip
+# How other libraries call what has another name here.
+NAMES_ELSEWHERE = {
+    "identity_config": "name the identity by client_id, object_id or resource_id",
+    "msi_res_id": "its name is resource_id",
+    "mi_res_id": "its name is resource_id",
+    "principal_id": "its name is object_id",
+    "tenant_id": "a managed identity belongs to one tenant; leave it out",
+}
 # Those by which a credential may hear something else than others do.
 OWN_WAYS = frozenset(
     {"per_call_policies", "per_retry_policies", "raw_request_hook", "raw_response_hook", "transport"}
@@ -48,7 +59,9 @@ class Configuration:
         options: dict[str, Any],
     ) -> None:
         self.identity = identity_from(client_id=client_id, object_id=object_id, resource_id=resource_id)
-        self.endpoint = _endpoint(endpoint)
+        self.endpoint = None if endpoint is None else _base_url("endpoint", endpoint)
+        if endpoint is None:
+            _base_url(ENDPOINT_VARIABLE, endpoint_of_environment())  # said now, though it is read when it is needed
         self.timeout = _seconds("timeout", timeout, above_zero=True)
         self.wait_for_identity = _seconds("wait_for_identity", wait_for_identity)
         if self.wait_for_identity > self.timeout:
@@ -56,7 +69,9 @@ class Configuration:
                 f"wait_for_identity={wait_for_identity:g} cannot exceed timeout={timeout:g}, which ends every call: "
                 "raise timeout too"
             )
-        self.shared_cache = bool(shared_cache)
+        if not isinstance(shared_cache, bool):
+            raise TypeError(f"shared_cache must be True or False, not {shared_cache!r}")
+        self.shared_cache = shared_cache
         self.options = _checked_options(options)
         if shared_cache:
             with _fork.imports:
@@ -64,11 +79,14 @@ class Configuration:
             check_installed()
             if own := sorted(self.options.keys() & OWN_WAYS):
                 raise ValueError(
-                    f"shared_cache=True and {own[0]} exclude each other: what a credential hears in its own way is "
-                    "not for other processes"
+                    f"shared_cache=True and {own[0]} exclude each other: tokens that come through a transport, a "
+                    "policy or a hook of one's own are not shared"
                 )
         # A credential that talks in its own way must not share what others heard.
         self.cache = TokenCache() if self.options else process_cache
+
+    def __str__(self) -> str:
+        return f"{self.identity}, endpoint={self.endpoint or endpoint_of_environment()!r}"
 
     def slot(self, scopes: tuple[str, ...]) -> Slot:
         """Find where the token for these scopes is held, once the environment is known to leave IMDS the choice."""
@@ -84,7 +102,9 @@ class Configuration:
             )
             let_chains_go_on(error)
             raise error
-        return self.cache.slot(self.endpoint, self.identity, resource)
+        # The variable is read as late as other libraries read it: a credential may be made before a test sets it.
+        url = self.endpoint or _base_url(ENDPOINT_VARIABLE, endpoint_of_environment())
+        return self.cache.slot(url, self.identity, resource)
 
 
 def resource_from(scopes: tuple[str, ...]) -> str:
@@ -107,6 +127,19 @@ def resource_from(scopes: tuple[str, ...]) -> str:
     return resource
 
 
+def claims_in(options: TokenRequestOptions) -> bool:
+    """Say whether the options of `get_token_info` hold a claims challenge.
+
+    Raises:
+        TypeError: They are no dict.
+    """
+    if not isinstance(options, dict):
+        raise TypeError(
+            f"options must be a dict such as azure.core.credentials.TokenRequestOptions, not {type(options).__name__}"
+        )
+    return bool(options.get("claims"))
+
+
 def picklable(options: dict[str, Any]) -> dict[str, Any]:
     """Return a credential's options for pickling.
 
@@ -123,13 +156,16 @@ def rebuilt(cls: Callable[..., Any], arguments: dict[str, Any], options: dict[st
     return cls(**arguments, **options)
 
 
-def _endpoint(argument: str | None) -> str:
-    name, url = "endpoint", argument
-    if url is None:
-        name, url = ENDPOINT_VARIABLE, os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
+def endpoint_of_environment() -> str:
+    """Say where IMDS is for whoever gave no endpoint. Not validated."""
+    return os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
+
+
+def _base_url(name: str, url: str) -> str:
     if not isinstance(url, str):
         raise TypeError(f"{name} must be a string or None, not {type(url).__name__}")
-    expected = f"{name} must be a base URL such as {DEFAULT_ENDPOINT}, got {url!r}"
+    shown = url if "@" not in url else "one with a user"  # whose password is not for messages
+    expected = f"{name} must be a base URL such as {DEFAULT_ENDPOINT}, got {shown!r}"
     try:
         parts = urlsplit(url)
         port_is_valid = parts.port is None or parts.port > 0
@@ -148,13 +184,16 @@ def _seconds(name: str, value: float, *, above_zero: bool = False) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 <= value <= LONGEST or (above_zero and value == 0):
         raise ValueError(
-            f"{name} must be a number of seconds {'above' if above_zero else 'from'} 0 up to {LONGEST:g}, got {value!r}"
+            f"{name} must be a number of seconds {'above' if above_zero else 'from'} 0 up to {LONGEST:.0f}, which are "
+            f"30 days; got {str(value)[:20]}"
         )
     return float(value)
 
 
 def _checked_options(given: dict[str, Any]) -> dict[str, Any]:
-    options = {name: value for name, value in given.items() if value is not None}
+    for name in given.keys() & NAMES_ELSEWHERE.keys():
+        raise TypeError(f"unexpected argument {name!r}: {NAMES_ELSEWHERE[name]}")
+    options = {name: value for name, value in given.items() if not _changes_nothing(value)}
     if "proxies" in options:
         raise ValueError("proxies: IMDS is link-local and must not be asked through a proxy; leave the option out")
     unknown = sorted(options.keys() - PIPELINE_OPTIONS)
@@ -171,24 +210,39 @@ def _checked_options(given: dict[str, Any]) -> dict[str, Any]:
     agent = options.get("user_agent", "")
     if not isinstance(agent, str) or not (agent.isascii() and agent.isprintable()):
         raise ValueError(f"user_agent must be printable ASCII, which HTTP headers are made of, got {agent!r}")
+    if options.get("logging_enable", True) is not True:
+        raise TypeError(f"logging_enable must be True or False, not {options['logging_enable']!r}")
+    if not isinstance(options.get("tracing_options", {}), Mapping):
+        raise TypeError(f"tracing_options must be a dict, not {type(options['tracing_options']).__name__}")
     for name in ("raw_request_hook", "raw_response_hook"):
-        if name in options and not callable(options[name]):
-            raise TypeError(f"{name} must be callable, not {type(options[name]).__name__}")
+        if name in options:
+            if not callable(options[name]):
+                raise TypeError(f"{name} must be callable, not {type(options[name]).__name__}")
+            _refuse_async(name, options[name], "__call__")
     for name in ("per_call_policies", "per_retry_policies"):
         if name in options:
             policies = options[name]
             options[name] = tuple(policies) if isinstance(policies, (list, tuple)) else (policies,)
             for policy in options[name]:
-                _refuse_async(name, policy)
+                if not any(callable(getattr(policy, method, None)) for method in ("send", "on_request", "on_response")):
+                    raise TypeError(f"{name} takes azure-core's HTTPPolicy and SansIOHTTPPolicy, not {policy!r:.100}")
+                _refuse_async(name, policy, "send", "on_request", "on_response")
     if "transport" in options:
-        _refuse_async("transport", options["transport"])
+        _refuse_async("transport", options["transport"], "send")
         if not callable(getattr(options["transport"], "send", None)):
             raise TypeError("transport must be an azure.core.pipeline.transport.HttpTransport with a method send")
     return options
 
 
-def _refuse_async(name: str, value: object) -> None:
-    if inspect.iscoroutinefunction(getattr(value, "send", None)) or hasattr(value, "__aenter__"):
+def _changes_nothing(value: object) -> bool:
+    """Such an option is as good as absent, so that the credential shares the process's cache."""
+    return value is None or value is False or (isinstance(value, (list, tuple, dict)) and not value)
+
+
+def _refuse_async(name: str, value: object, *methods: str) -> None:
+    if inspect.iscoroutinefunction(value) or any(
+        inspect.iscoroutinefunction(getattr(value, method, None)) for method in methods
+    ):
         raise TypeError(
             f"{name} must be synchronous, got {type(value).__name__}: the exchange runs on a thread of its own, once "
             "per token life, for the aio credential too"

@@ -14,7 +14,7 @@ from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.rest import HttpRequest
 
 from . import exceptions as e
-from ._answer import BODY_LIMIT, BROKE_OFF, Reply, Silence, Verdict, judge
+from ._answer import BODY_LIMIT, BROKE_OFF, SERVER, Reply, Silence, Verdict, judge
 from ._endpoint import PER_SECOND, SECOND
 from ._flight import Outcome
 from ._hints import hint_for, this_machine_is_plainly_not_azure
@@ -182,6 +182,8 @@ class _Conversation(HTTPPolicy[Any, Any]):
         try:
             response = self.next.send(request)
             answer = response.http_response
+            if str(answer.headers.get("Server", "")).startswith(SERVER):
+                endpoint.seen = True  # now: callers may leave before the body ends
             try:
                 for chunk in answer.iter_bytes():
                     body += chunk

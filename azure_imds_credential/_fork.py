@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging  # noqa: F401 # see `imports`
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -18,29 +19,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._token_cache import TokenCache
 
-# Held while this package imports msal and the HTTP stack. `import logging` above comes first because logging registers
-# its own lock with fork: handlers run backwards before a fork, so ours is taken first there as everywhere else.
+# Held while this package imports msal and the HTTP stack. Before a fork, handlers run in the reverse order of their
+# registration: logging is imported above, so that our lock is taken before logging's, as it is everywhere else.
 imports = threading.RLock()
+
+MANY = 100_000  # objects; msal and the HTTP stack make about 30,000
 
 
 @contextmanager
-def without_collections() -> Iterator[None]:
-    """Import much in a tenth less time: the cyclic collector walks each new module several times, and frees nothing.
+def rare_collections() -> Iterator[None]:
+    """Import much in five percent less time: the collector walks every new module several times, and frees nothing.
 
-    Only under `imports`, so that no child is forked while it is off. What was made goes to the oldest generation at
-    once (freeze and unfreeze do that), as it would after being walked; a process that froze objects itself keeps them.
+    It stays on, but sets out at `MANY` new objects only. Only under `imports`, so that no child is forked meanwhile.
+    What was made goes to the oldest generation at once (freeze and unfreeze do that), as it would after being walked;
+    a program that froze objects, or sets thresholds of its own meanwhile, keeps them.
     """
-    if not gc.isenabled():
+    if sys.implementation.name != "cpython" or not 0 < gc.get_threshold()[0] < MANY:
         yield
         return
-    gc.disable()
+    before = gc.get_threshold()
+    rare = (MANY, *before[1:])
+    gc.set_threshold(*rare)
     try:
         yield
     finally:
-        if not gc.get_freeze_count():
-            gc.freeze()
-            gc.unfreeze()
-        gc.enable()
+        if gc.get_threshold() == rare:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
+            gc.set_threshold(*before)
 
 
 _caches: weakref.WeakSet[TokenCache] = weakref.WeakSet()
@@ -51,9 +58,14 @@ def register(cache: TokenCache) -> None:
     _caches.add(cache)
 
 
+def caches() -> tuple[TokenCache, ...]:
+    """Return the caches that are in use."""
+    return tuple(_caches)
+
+
 def _in_child() -> None:
     imports.release()
-    for cache in tuple(_caches):
+    for cache in caches():
         cache.begin_anew()
 
 

@@ -199,7 +199,7 @@ class TokenCache:
                     elif not endpoint.enter(flight, self.clock):
                         raise no_answer(slot, wish)
                     loaded = f"{__package__}._exchange" in sys.modules
-                    with _fork.imports, nullcontext() if loaded else _fork.without_collections():
+                    with _fork.imports, nullcontext() if loaded else _fork.rare_collections():
                         from . import _exchange
                     outcome = _exchange.ask(slot, turn.flight if turn else flight, wish.options, self.world)
                     if turn:
@@ -256,5 +256,6 @@ process_cache = TokenCache()
 
 
 def forget_tokens() -> None:
-    """Empty the cache that the credentials of this process share, for tests that must not see each other's tokens."""
-    process_cache.forget()
+    """Empty the caches of this process, for tests that must not see each other's tokens."""
+    for cache in _fork.caches():
+        cache.forget()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from azure.core.pipeline.policies import HTTPPolicy
+from azure.core.pipeline.policies import HTTPPolicy, SansIOHTTPPolicy
 from azure.core.pipeline.transport import AsyncHttpTransport, RequestsTransport
+from colours import VAULT, Colour
 
 from azure_imds_credential import ImdsCredential
 from azure_imds_credential._configuration import resource_from
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
+from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
 both_colours = pytest.mark.parametrize("cls", [ImdsCredential, AsyncImdsCredential], ids=["sync", "aio"])
 GUID = "6f0d6a0e-9a0f-4a57-9c71-1f0f4d1e8c11"
@@ -19,6 +21,15 @@ GUID = "6f0d6a0e-9a0f-4a57-9c71-1f0f4d1e8c11"
 class AsyncPolicy(HTTPPolicy[Any, Any]):
     async def send(self, request: Any) -> Any:  # type: ignore[override] # what a user mixes up
         return await self.next.send(request)
+
+
+class AsyncSansIO(SansIOHTTPPolicy[Any, Any]):
+    async def on_request(self, request: Any) -> None:  # type: ignore[override] # as above
+        """Be awaited, where anybody would."""
+
+
+async def an_async_hook(response: Any) -> None:
+    """Be awaited, where anybody would."""
 
 
 @pytest.mark.parametrize(
@@ -93,8 +104,22 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
         ({"read_timeout": "1"}, TypeError, "read_timeout"),
         ({"proxies": {"http": "http://127.0.0.1:1"}}, ValueError, "proxies"),
         ({"raw_request_hook": 1}, TypeError, "raw_request_hook"),
-        ({"identity_config": {"object_id": "x"}}, TypeError, "identity_config"),
+        ({"identity_config": {"object_id": "x"}}, TypeError, "identity_config.*object_id"),
+        ({"msi_res_id": "x"}, TypeError, "resource_id"),
+        ({"mi_res_id": "x"}, TypeError, "resource_id"),
+        ({"principal_id": "x"}, TypeError, "object_id"),
+        ({"tenant_id": "x"}, TypeError, "leave it out"),
+        ({"retry_totl": 1}, TypeError, "retry_totl.*retry_total"),
+        ({"shared_cache": "false"}, TypeError, "shared_cache"),
+        ({"shared_cache": 1}, TypeError, "shared_cache"),
+        ({"logging_enable": "false"}, TypeError, "logging_enable"),
+        ({"tracing_options": 1}, TypeError, "tracing_options"),
         ({"transport": object()}, TypeError, "transport"),
+        ({"per_call_policies": 1}, TypeError, "per_call_policies"),
+        ({"per_retry_policies": [object()]}, TypeError, "per_retry_policies"),
+        ({"per_retry_policies": "x"}, TypeError, "per_retry_policies"),
+        ({"per_call_policies": AsyncSansIO()}, TypeError, "per_call_policies must be synchronous"),
+        ({"raw_response_hook": an_async_hook}, TypeError, "raw_response_hook must be synchronous"),
         ({"per_retry_policies": [AsyncPolicy()]}, TypeError, "per_retry_policies"),
         ({"per_call_policies": AsyncPolicy()}, TypeError, "per_call_policies"),
     ],
@@ -157,3 +182,45 @@ def test_options_that_are_none_are_as_good_as_absent(cls: Any) -> None:
     plain, passing_none = cls(), cls(transport=None, retry_total=None, proxies=None)
     assert passing_none._configuration.cache is plain._configuration.cache
     assert cls(transport=RequestsTransport())._configuration.cache is not plain._configuration.cache
+
+
+@both_colours
+def test_options_that_change_nothing_keep_the_shared_cache(cls: Any) -> None:
+    """No policies, no logging, no tracing options: as good as absent. No retries are something else."""
+    plain, idle = cls(), cls(logging_enable=False, per_call_policies=[], per_retry_policies=(), tracing_options={})
+    assert idle._configuration.cache is plain._configuration.cache
+    assert cls(retry_total=0)._configuration.cache is not plain._configuration.cache
+
+
+@both_colours
+def test_a_password_in_an_endpoint_is_not_repeated(cls: Any) -> None:
+    """An endpoint has no user; who writes one gets an error without the password."""
+    with pytest.raises(ValueError, match="endpoint") as caught:
+        cls(endpoint="http://user:hunter2@127.0.0.1")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [["https://vault.azure.net"], 5, b"https://vault.azure.net"], ids=repr)
+def test_both_methods_say_that_a_scope_is_a_string(colour: Colour, wrong: Any) -> None:
+    """A list is msal's habit, and no key of a dict."""
+    credential = colour.ImdsCredential()
+    for method in (credential.get_token, credential.get_token_info):
+        with pytest.raises(TypeError, match=f"scope must be a string, not {type(wrong).__name__}"):
+            colour.run(method(wrong))
+
+
+def test_options_of_get_token_info_are_a_dict(colour: Colour) -> None:
+    """As azure-core's `TokenRequestOptions` is."""
+    with pytest.raises(TypeError, match="options must be"):
+        colour.run(colour.ImdsCredential().get_token_info(VAULT, options="claims"))
+
+
+def test_the_variable_is_read_when_imds_is_asked(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A credential of a module is made before any test sets the variable, and asks the emulator all the same."""
+    credential = colour.ImdsCredential()
+    for _ in range(2):
+        with ImdsEmulator() as imds:
+            monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+            forget_tokens()
+            assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+            imds.assert_requests(1)

@@ -132,6 +132,13 @@ def test_an_unfinished_answer_is_told_as_one(name: str, colour: Colour) -> None:
     assert error.hint
 
 
+@pytest.mark.parametrize("name", ["body drips", "body drips for ever", "chunks for ever"])
+def test_an_imds_that_never_ends_its_answer_is_ill(name: str, colour: Colour) -> None:
+    """Its headers say who it is, so a chain stops there: nobody falls through to another identity."""
+    with serving(name) as endpoint, pytest.raises(ImdsServiceError):
+        colour.ask(endpoint, timeout=TIMEOUT)
+
+
 def test_the_last_trouble_is_told_when_the_time_is_up(colour: Colour, imds: ImdsEmulator) -> None:
     """A call that ends during a wait or a second attempt tells what the attempt before it brought."""
     imds.script(faults.status(503, {"error": "server_error", "error_description": "unwell"}))

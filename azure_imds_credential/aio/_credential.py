@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._claims import IdentityInfo, identity_info
-from .._configuration import Configuration, picklable, rebuilt
+from .._configuration import Configuration, claims_in, picklable, rebuilt
 from .._freshness import Slot
 
 if TYPE_CHECKING:
@@ -123,11 +123,15 @@ class ImdsCredential:
             ImdsError: There is no token; its subclasses say why.
             ValueError: There is not exactly one scope.
         """
-        slot, now = self._slots.get(scope), self._now
-        claims = options.get("claims") if options else None
-        if slot is None or now() >= slot.fresh_until or more or claims:
-            slot = await self._filled(scope, more, forced=bool(claims))
-        return slot.info  # type: ignore[return-value] # a filled slot has one
+        claims = claims_in(options) if options else False
+        try:
+            slot, now = self._slots[scope], self._now
+            if now() < slot.fresh_until and not (more or claims):
+                return slot.info  # type: ignore[return-value] # a fresh slot has one
+        except (KeyError, TypeError):  # as above
+            pass
+        filled = await self._filled(scope, more, forced=claims)
+        return filled.info  # type: ignore[return-value] # a filled slot has one
 
     async def _filled(self, scope: str | None, more: tuple[str, ...], *, forced: bool) -> Slot:
         slot = self._configuration.slot(() if scope is None else (scope, *more))
@@ -177,7 +181,7 @@ class ImdsCredential:
         return rebuilt, (type(self), self._arguments, picklable(self._options))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._configuration.identity}, endpoint={self._configuration.endpoint!r})"
+        return f"{type(self).__name__}({self._configuration})"
 
 
 async def _wait(future: Future[Any], seconds: float) -> None:
