@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -140,20 +140,15 @@ def claims_in(options: TokenRequestOptions) -> bool:
     return bool(options.get("claims"))
 
 
-def picklable(options: dict[str, Any]) -> dict[str, Any]:
-    """Return a credential's options for pickling.
+def picklable(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a credential's attributes is pickled: its arguments, never a token.
 
     Raises:
-        TypeError: A transport is among them: it holds connections, which belong to its process.
+        TypeError: It has a transport: that holds connections, which belong to its process.
     """
-    if options.get("transport") is not None:
+    if state["_options"].get("transport") is not None:
         raise TypeError("a credential with a transport of its own cannot be pickled; make it where it is used")
-    return options
-
-
-def rebuilt(cls: Callable[..., Any], arguments: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Make a credential from its pickled arguments: for the identity of the machine that unpickles."""
-    return cls(**arguments, **options)
+    return {name: value for name, value in state.items() if name not in ("_configuration", "_now", "_slots")}
 
 
 def endpoint_of_environment() -> str:

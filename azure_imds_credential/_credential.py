@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._claims import IdentityInfo, identity_info
-from ._configuration import Configuration, claims_in, picklable, rebuilt
+from ._configuration import Configuration, claims_in, picklable
 from ._fork import imports
 from ._freshness import Slot
 
@@ -67,6 +67,9 @@ class ImdsCredential:
             "shared_cache": shared_cache,
         }
         self._options = {"transport": transport, **pipeline_options}
+        self._configure()
+
+    def _configure(self) -> None:
         self._configuration = Configuration(**self._arguments, options=self._options)
         self._now = self._configuration.cache.clock
         self._slots: dict[str | None, Slot] = {}
@@ -173,13 +176,19 @@ class ImdsCredential:
         self.close()
 
     def __copy__(self) -> Self:
-        return type(self)(**self._arguments, **self._options)
+        twin = object.__new__(type(self))
+        twin.__setstate__(vars(self))
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return rebuilt, (type(self), self._arguments, picklable(self._options))
+    def __getstate__(self) -> dict[str, Any]:
+        return picklable(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # a subclass may have arguments, and attributes, of its own
+        self._configure()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._configuration})"

@@ -13,6 +13,7 @@ import pytest
 from azure.core.pipeline.transport import RequestsTransport
 from colours import VAULT, Colour
 
+import azure_imds_credential.aio
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsThrottledError, ImdsUnavailableError
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned
 
@@ -46,6 +47,27 @@ def test_a_copy_without_options_shares_the_cache(colour: Colour, imds: ImdsEmula
     token = colour.run(original.get_token(VAULT)).token
     assert colour.run(WAYS[way](original).get_token(VAULT)).token == token
     imds.assert_requests(1)
+
+
+class SyncOfAnApp(azure_imds_credential.ImdsCredential):
+    def __init__(self, app: str) -> None:
+        super().__init__(client_id=app, timeout=7)
+        self.app = app
+
+
+class AioOfAnApp(azure_imds_credential.aio.ImdsCredential):
+    def __init__(self, app: str) -> None:
+        super().__init__(client_id=app, timeout=7)
+        self.app = app
+
+
+@ways
+@pytest.mark.parametrize("cls", [SyncOfAnApp, AioOfAnApp], ids=["sync", "aio"])
+def test_a_subclass_may_have_a_constructor_of_its_own(cls: Callable[[str], Any], way: str) -> None:
+    """It is not called for a copy; what it left behind comes along."""
+    again = WAYS[way](cls("of the shop"))
+    assert (type(again), again.app, again._configuration.timeout) == (cls, "of the shop", 7)
+    assert str(again._configuration.identity) == "client_id of the shop"
 
 
 def test_a_pickle_holds_no_token(colour: Colour, imds: ImdsEmulator) -> None:
