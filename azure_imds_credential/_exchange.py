@@ -209,7 +209,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
         if self.verdict.is_imds:
             endpoint.seen = True
         if self.verdict.error and world.clock() >= self.flight.deadline - 0.05:
-            # A wait that the deadline cut short is no sign of absence.
+            # The time ran out, so this says nothing of whether anybody is there.
             self.out_of_time = True
             self.verdict = self.verdict._replace(absent=False)
         return response

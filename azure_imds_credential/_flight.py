@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 class Flight(NamedTuple):
     """An exchange under way. Its future never fails and cannot be cancelled: whoever waits may leave, it goes on."""
 
-    future: "Future[Outcome | None]"  # None: it never set out, since the caller who meant to start it was interrupted
+    future: "Future[Outcome | None]"  # gives None when whoever started it was interrupted first
     started: float
     deadline: float
     forced: bool

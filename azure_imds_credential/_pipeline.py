@@ -43,7 +43,7 @@ for _name in ("azure.core.rest._requests_basic", "encodings.idna"):
         import_module(_name)
 
 # azure-core's own default would start a child process (`uname -p`, through platform.platform()).
-_USER_AGENT = f"azsdk-python-imds-credential/{__version__} Python/{platform.python_version()} ({sys.platform})"
+_USER_AGENT = f"azure-imds-credential/{__version__} Python/{platform.python_version()} ({sys.platform})"
 
 _quiet.watch()
 
@@ -79,8 +79,8 @@ def build_pipeline(
         own = RequestsTransport(use_env_settings=False)
         own.open()
         session: Session = own.session
-        # No answer has one; see `_without_redirects`.
-        session.get_redirect_target = {}.get  # type: ignore[assignment,method-assign] # any mapping says None
+        # A function that answers None to everything: no answer is a redirect; see `_without_redirects`.
+        session.get_redirect_target = {}.get  # type: ignore[assignment,method-assign] # not of a Response only
         return Pipeline(own, policies), session, per_request
     if isinstance(transport, RequestsTransport):
         # A session that trusts the environment merges its proxies under these keys, most specific first, and reads

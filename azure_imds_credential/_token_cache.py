@@ -97,14 +97,14 @@ class TokenCache:
                 if slot.forced_error is not None:
                     raise own_copy(slot.forced_error)
                 force = now >= slot.expires_at
-            # `phase` would say EXPIRED as well; a cold token is spared the detour through that file.
+            # `phase` would say EXPIRED as well. Whoever reads how a first token comes about need not look there.
             held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise own_copy(absence)
                 flight = self._join(slot, wish, deadline, stored_at, forced=force)
                 if flight is None:
-                    continue  # somebody brought a token while we made up our mind
+                    continue  # another thread stored a token between our look and the lock
                 asked = True
                 yield flight.future, min(deadline, flight.deadline) + GRACE - now
                 now = self.clock()
@@ -134,7 +134,7 @@ class TokenCache:
                 wait = 0.0
                 flight = None
                 if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
-                    # Nobody's patience limits a refresh behind the callers' backs.
+                    # A refresh in the background has its own time, not that of the caller who noticed.
                     flight = self._join(slot, wish, now + REFRESH_SECONDS, stored_at, forced=False)
                     if flight is None:
                         continue

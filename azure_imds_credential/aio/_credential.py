@@ -26,10 +26,10 @@ class ImdsCredential:
     Args:
         client_id: Client ID of a user-assigned identity.
         object_id: Object ID (principal ID) of a user-assigned identity.
-        resource_id: ARM ID of a user-assigned identity. At most one of the three; with none the system-assigned
-            identity is asked for.
-        endpoint: Base URL of IMDS; by default the variable AZURE_POD_IDENTITY_AUTHORITY_HOST, else
-            http://169.254.169.254.
+        resource_id: ARM ID of a user-assigned identity. At most one of the three; with none IMDS chooses: the
+            system-assigned identity, or the only user-assigned one of a machine that has no other.
+        endpoint: Base URL of IMDS; by default the variable AZURE_POD_IDENTITY_AUTHORITY_HOST, as it is when IMDS may
+            have to be asked, else http://169.254.169.254.
         timeout: Seconds after which a call ends whatever happens, all attempts and waits included.
         wait_for_identity: Seconds to keep asking, every 5 s, while IMDS answers that there is no such identity: a new
             assignment takes minutes to arrive. At most `timeout`.
@@ -90,7 +90,7 @@ class ImdsCredential:
             *more: Must stay empty: a token is for one resource.
             claims: A claims challenge. IMDS takes no claims, so this only asks for a newer token than the one held.
             force_refresh: Ask IMDS although a token is held, and ask it to bypass its own cache, which it may or may
-                not do. Calls within 30 s of each other share one such refresh.
+                not do. Calls within 30 s of each other share one such refresh, and its failure.
             **kwargs: Ignored. SDK clients send `tenant_id` and `enable_cae`; an identity belongs to one tenant.
 
         Returns:
@@ -144,8 +144,13 @@ class ImdsCredential:
         return slot
 
     def token_provider(self, *scopes: str) -> Callable[[], Awaitable[str]]:
-        """Make an async function without arguments that returns the token alone, as OpenAI's async clients take it."""
-        self._configuration.slot(scopes)  # a wrong scope is told now, not at the first request
+        """Make an async function without arguments that returns the token alone, as OpenAI's async clients take it.
+
+        Raises:
+            ImdsUnavailableError: The environment names another token source; said now, as a wrong scope is.
+            ValueError: There is not exactly one scope.
+        """
+        self._configuration.slot(scopes)
 
         async def token() -> str:
             return (await self.get_token(*scopes)).token

@@ -402,7 +402,7 @@ async def the_user_agent_names_the_library_and_the_user(world: World) -> None:
     await settled(world.make(user_agent="my-app/1").get_token(SCOPE))
     agent = world.imds.requests[0].header("User-Agent")
     assert agent is not None
-    assert agent.startswith("my-app/1 azsdk-python-imds-credential/")
+    assert agent.startswith("my-app/1 azure-imds-credential/")
 
 
 @row(f"{AZURE}test_imds_credential_async.py::test_imds_authority_override")
