@@ -1,12 +1,14 @@
 """A request under way, shared by all who wait for it, and how it can end."""
 
 import copy
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
+from ._endpoint import GRACE
 from ._freshness import NEVER
-from .exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, let_chains_go_on
+from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError, let_chains_go_on
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 
 THREAD_NAME = "azure-imds-credential"
+
+# Seconds.
+ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
+ASK_AFTER_DEAD_TOKEN = 0.5
 
 # The one line that an exchange logs.
 LINE = (
@@ -66,6 +72,32 @@ def no_answer(slot: "Slot", wish: "Configuration", reason: str = "") -> ImdsErro
         elapsed=wish.timeout,
         hint=hint,
     )
+
+
+def failure(
+    slot: "Slot",
+    wish: "Configuration",
+    flight: Flight,
+    outcome: Outcome | None,
+    now: float,
+    deadline: float,
+    patient_until: float,
+) -> tuple[BaseException, float]:
+    """Say what a flight that brought this caller no token comes to.
+
+    Returns:
+        The error, and the seconds until it is worth asking again; infinite when it is not.
+    """
+    if outcome is None:  # it overran its time, or who led it was interrupted
+        return (flight.troubles[-1] if flight.troubles else no_answer(slot, wish)), 0.0
+    if outcome.error is None:
+        # The machine slept while the answer came. Not at once, in case its tokens are always dead.
+        return no_answer(slot, wish), ASK_AFTER_DEAD_TOKEN
+    if isinstance(outcome.error, IdentityUnavailableError) and now < patient_until:
+        return outcome.error, min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
+    if outcome.out_of_time and deadline > flight.deadline + 5 * GRACE:
+        return outcome.error, outcome.retry_after  # who led it had less time than we have
+    return outcome.error, math.inf
 
 
 def own_copy(error: BaseException) -> BaseException:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import _fork
 from ._endpoint import GRACE, Endpoint
-from ._flight import LINE, REFRESH_FAILED, THREAD_NAME, Flight, Outcome, current_flight, no_answer, own_copy
+from ._flight import LINE, REFRESH_FAILED, THREAD_NAME, Flight, Outcome, current_flight, failure, no_answer, own_copy
 from ._freshness import LONGEST_WAIT, Phase, Slot, World, next_refresh_after, phase
 from .exceptions import IdentityUnavailableError, ImdsUnavailableError
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ._shared_cache import Turn
 
 # Seconds.
-ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
-ASK_AFTER_DEAD_TOKEN = 0.5
 REFRESH_SECONDS = 90.0  # what a refresh has while the held token serves: as a call has by default
 FORCE_EVERY = 30.0  # callers that force a refresh within them share one
 
@@ -89,7 +87,7 @@ class TokenCache:
         """
         now = self.clock()
         deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
-        courteous, asked, no_identity = True, False, None
+        asked, waited, no_identity = False, False, None
         while True:
             now, stored_at = self.clock(), slot.stored_at
             force = forced
@@ -113,41 +111,35 @@ class TokenCache:
                 outcome = flight.future.result() if flight.future.done() else None
                 if now < slot.expires_at and not (force and (outcome is None or outcome.error)):
                     return  # what it brought, or what another flight brought meanwhile
-                pause = 0.0
-                if outcome is None:  # it overran its time, or who led it was interrupted
-                    error = flight.troubles[-1] if flight.troubles else no_answer(slot, wish)
-                elif outcome.error is None:
-                    # The machine slept while the answer came. Not at once, in case its tokens are always dead.
-                    error, pause = no_answer(slot, wish), ASK_AFTER_DEAD_TOKEN
-                elif isinstance(outcome.error, IdentityUnavailableError) and now < patient_until:
-                    error = no_identity = outcome.error
-                    pause = min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
-                elif outcome.out_of_time and deadline > flight.deadline + 5 * GRACE:
-                    error, pause = outcome.error, outcome.retry_after  # who led it had less time than we have
-                else:
-                    raise own_copy(no_identity if no_identity and outcome.out_of_time else outcome.error)
+                error, pause = failure(slot, wish, flight, outcome, now, deadline, patient_until)
+                if isinstance(error, IdentityUnavailableError):
+                    no_identity = error
                 if now + pause >= deadline:
-                    raise own_copy(no_identity or error)
+                    # That there is no such identity tells more than that the time was up for asking again.
+                    said_something = outcome is not None and outcome.error is error and not outcome.out_of_time
+                    raise own_copy(error if said_something or no_identity is None else no_identity)
                 if pause:
                     yield type(flight.future)(), pause
             else:
-                wait = 0.0
                 flight = None
                 if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
                     # A refresh in the background has its own time, not that of the caller who noticed.
                     flight = self._join(slot, wish, now + REFRESH_SECONDS, stored_at, forced=False)
                     if flight is None:
                         continue
-                    wait = min(flight.started + LONGEST_WAIT, deadline) - now
-                if flight is None or held is not Phase.CLOSING or wait <= 0 or not courteous:
-                    with self._lock:
-                        if slot.token is not None and now >= slot.fresh_until:
-                            slot.publish(
-                                slot.token.token, slot.refresh_at, slot.expires_at, now, self.world.wall_clock()
-                            )
+                seconds = 0.0 if flight is None else min(flight.started + LONGEST_WAIT, deadline) - now
+                if flight is None or held is not Phase.CLOSING or seconds <= 0 or waited:
+                    if now >= slot.fresh_until:
+                        self._follow_wall_clock(slot, now)
                     return
-                courteous = False
-                yield flight.future, wait
+                waited = True
+                yield flight.future, seconds
+
+    def _follow_wall_clock(self, slot: Slot, now: float) -> None:
+        """Tell callers of the held token by the wall clock as it is set now."""
+        with self._lock:
+            if slot.token is not None and now >= slot.fresh_until:
+                slot.publish(slot.token.token, slot.refresh_at, slot.expires_at, now, self.world.wall_clock())
 
     def _join(
         self, slot: Slot, wish: Configuration, deadline: float, stored_at: float, *, forced: bool

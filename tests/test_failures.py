@@ -20,7 +20,7 @@ from azure_imds_credential import (
     ImdsThrottledError,
     ImdsUnavailableError,
     _exchange,
-    _token_cache,
+    _flight,
 )
 from azure_imds_credential._answer import BODY_LIMIT
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
@@ -441,7 +441,7 @@ def test_wait_for_identity_asks_until_it_arrives(
     colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new assignment takes minutes to arrive: a caller that was told to wait gets its token then."""
-    monkeypatch.setattr(_token_cache, "ASK_FOR_IDENTITY_EVERY", 0.05)
+    monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.05)
     late = UserAssigned("late")
 
     def arrive(reply: Reply) -> Steps:
@@ -459,7 +459,7 @@ def test_wait_for_identity_ends_with_its_time(
     colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The identity does not arrive: the error is that of the last answer, after about the time given."""
-    monkeypatch.setattr(_token_cache, "ASK_FOR_IDENTITY_EVERY", 0.1)
+    monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.1)
     with pytest.raises(IdentityUnavailableError):
         colour.ask(imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=0.5, timeout=60)
     assert 3 <= len(imds.requests) <= 7
