@@ -24,7 +24,7 @@ from tcp import listening, never_read
 from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _exchange
 from azure_imds_credential._endpoint import ABSENT_SECONDS, Endpoint
 from azure_imds_credential._hints import plainly_not_azure
-from azure_imds_credential.testing import ImdsEmulator, faults
+from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
 NAMESPACE = """
     set -e
@@ -189,7 +189,7 @@ def test_absence_is_remembered_for_30_seconds_per_endpoint(
     # It is there again, and nobody looks.
     taken = asyncio.run(repeatedly()) if colour.name == "aio" else timed(lambda: credential.get_token(VAULT))
     assert taken < 0.001
-    virtual_time.skip(ABSENT_SECONDS - 1)
+    virtual_time.skip(29)
     with pytest.raises(ImdsUnavailableError) as remembered:
         colour.run(credential.get_token("https://management.azure.com"))
     assert str(remembered.value) == str(first.value)
@@ -294,3 +294,31 @@ def test_signs_of_the_machine_only_shorten_the_wait(
     monkeypatch.setattr(_exchange, "this_machine_is_plainly_not_azure", lambda: True)
     imds.script(faults.slow(1.2), seconds=math.inf)  # longer than the shortened budget for connecting
     assert colour.ask(imds.endpoint).token in imds.tokens
+
+
+def test_what_is_forgotten_is_learned_anew(colour: Colour, imds: ImdsEmulator) -> None:
+    """After `forget_tokens` no token is held, no absence is remembered, and no endpoint was ever seen."""
+    with imds.down(), pytest.raises(ImdsUnavailableError):
+        colour.ask(imds.endpoint)
+    forget_tokens()
+    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+    forget_tokens()
+    assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+    imds.assert_requests(2)
+    forget_tokens()
+    with imds.down(), pytest.raises(ImdsUnavailableError):
+        colour.ask(imds.endpoint, timeout=2)
+
+
+def test_absence_costs_nobody_a_held_token(colour: Colour, virtual_time: VirtualTime) -> None:
+    """Where absence is known, a token that came before it is still handed out."""
+    with ImdsEmulator(clock=virtual_time.wall_clock) as imds:
+        credential = colour.ImdsCredential(endpoint=imds.endpoint)
+        token = colour.run(credential.get_token(VAULT)).token
+        endpoint = credential._slots[VAULT].endpoint
+        endpoint.seen = False  # as where the token came from another process
+        endpoint.note_absence(ImdsUnavailableError("nobody"), virtual_time.clock())
+        virtual_time.skip(14 * 3600)
+        endpoint.absent_until = virtual_time.clock() + ABSENT_SECONDS
+        assert colour.run(credential.get_token(VAULT)).token == token

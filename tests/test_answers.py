@@ -93,7 +93,7 @@ ROWS = {
     "a token as text/plain": Row(token_answer({"content-type": "text/plain"}), A_TOKEN),
     "a token after a byte order mark": Row(answer(200, b"\xef\xbb\xbf" + (token_answer().body or b"")), A_TOKEN),
     "a token with expires_on only": Row(token_answer(expires_in=None, expires_on=str(int(NOW) + 60)), A_TOKEN),
-    "the longest life": Row(token_answer(expires_in=LONGEST_LIFE), A_TOKEN),
+    "the longest life": Row(token_answer(expires_in=366 * 86400), A_TOKEN),
     # 200 from IMDS, anything else
     "200 and nothing": Row(answer(200, b""), MALFORMED),
     "200 and no JSON": Row(answer(200, "no JSON"), MALFORMED),
@@ -117,7 +117,7 @@ ROWS = {
     "expiry zero": Row(token_answer(expires_in="0"), MALFORMED),
     "expiry negative": Row(token_answer(expires_in=-1), MALFORMED),
     "expiry in the past": Row(token_answer(expires_in=None, expires_on=1), MALFORMED),
-    "expiry above 366 days": Row(token_answer(expires_in=LONGEST_LIFE + 1), MALFORMED),
+    "expiry above 366 days": Row(token_answer(expires_in=366 * 86400 + 1), MALFORMED),
     "expiry in milliseconds": Row(token_answer(expires_in=None, expires_on=int(NOW) * 1000), MALFORMED),
     "expiry not a number": Row(token_answer(expires_in=float("nan")), MALFORMED),
     "expiry infinite": Row(token_answer(expires_in=float("inf")), MALFORMED),

@@ -95,6 +95,7 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
         ({"timeout": float("nan")}, ValueError, "timeout"),
         ({"timeout": float("inf")}, ValueError, "timeout"),
         ({"timeout": "90"}, TypeError, "timeout"),
+        ({"timeout": 30 * 86400 + 1}, ValueError, "timeout"),
         ({"timeout": True}, TypeError, "timeout"),
         ({"wait_for_identity": -1}, ValueError, "wait_for_identity"),
         ({"wait_for_identity": 91}, ValueError, "timeout"),
@@ -114,6 +115,9 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
         ({"shared_cache": 1}, TypeError, "shared_cache"),
         ({"logging_enable": "false"}, TypeError, "logging_enable"),
         ({"tracing_options": 1}, TypeError, "tracing_options"),
+        ({"user_agent": "a\r\nX: y"}, ValueError, "user_agent"),
+        ({"user_agent": "\u00fc"}, ValueError, "user_agent"),
+        ({"user_agent": 1}, ValueError, "user_agent"),
         ({"transport": object()}, TypeError, "transport"),
         ({"per_call_policies": 1}, TypeError, "per_call_policies"),
         ({"per_retry_policies": [object()]}, TypeError, "per_retry_policies"),
@@ -224,3 +228,9 @@ def test_the_variable_is_read_when_imds_is_asked(colour: Colour, monkeypatch: py
             forget_tokens()
             assert colour.run(credential.get_token(VAULT)).token in imds.tokens
             imds.assert_requests(1)
+
+
+@both_colours
+def test_a_call_may_take_thirty_days(cls: Any) -> None:
+    """The longest time that is taken; a second more is refused."""
+    assert cls(timeout=30 * 86400, wait_for_identity=30 * 86400)._configuration.timeout == 30 * 86400

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential import _token_cache as cache_module
+from azure_imds_credential._endpoint import AT_ONCE
 from azure_imds_credential._flight import Flight, Outcome
-from azure_imds_credential._freshness import LAST_MINUTES, World
+from azure_imds_credential._freshness import LAST_MINUTES, Slot, World
 from azure_imds_credential._identity import Identity
 from azure_imds_credential._token_cache import TokenCache
 
@@ -26,12 +27,14 @@ TIMEOUT = 90.0
 class Caller:
     """One `get_token` under way, advanced by hand."""
 
-    def __init__(self, machine: CacheMachine, key: str, *, forced: bool) -> None:
+    def __init__(
+        self, machine: CacheMachine, key: str, *, forced: bool, timeout: float = TIMEOUT, patience: float = 0.0
+    ) -> None:
         self.machine, self.key, self.forced = machine, key, forced
         self.slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), key)
         self.begun = machine.now
         self.held_at_start = machine.usable(key)
-        wish: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0, options={})
+        wish: Any = SimpleNamespace(timeout=timeout, wait_for_identity=patience, options={})
         self.steps = machine.cache.steps(self.slot, wish, forced=forced)
         self.waiting: Any = None
         self.until = 0.0
@@ -199,3 +202,224 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCacheModel = CacheMachine.TestCase
 TestCacheModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@pytest.fixture
+def machine() -> Iterator[CacheMachine]:
+    """The same world without dice: the test says what happens."""
+    machine = CacheMachine()
+    yield machine
+    machine.teardown()
+
+
+def _lands(machine: CacheMachine, outcome: Outcome | None, *callers: Caller) -> None:
+    slot, flight = machine.flying.pop(0)
+    machine.cache._settle(slot, flight, outcome)
+    for caller in callers:
+        caller.go_on()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (Outcome(error=ImdsServiceError("late"), out_of_time=True), IdentityUnavailableError),
+        (None, IdentityUnavailableError),
+        (Outcome(error=ImdsServiceError("ill")), ImdsServiceError),
+    ],
+    ids=["out of time", "interrupted", "another answer"],
+)
+def test_who_waited_for_an_identity_in_vain_is_told_that(
+    machine: CacheMachine, outcome: Outcome | None, told: type[ImdsError]
+) -> None:
+    """When the time is up the error is that there is no identity; an answer that says something else counts more."""
+    caller = Caller(machine, KEYS[0], forced=False, patience=TIMEOUT)
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), caller)
+    machine.now += 5.0
+    caller.go_on()
+    machine.now += TIMEOUT - 5.0
+    _lands(machine, outcome, caller)
+    assert type(caller.error) is told
+
+
+def test_of_several_troubles_the_last_is_told_to_each_caller(machine: CacheMachine) -> None:
+    """Who leaves at the deadline hears of the latest attempt, in an error of his own."""
+    callers = [Caller(machine, KEYS[0], forced=False) for _ in range(2)]
+    (_, flight) = machine.flying[0]
+    flight.troubles.extend([ImdsServiceError("first"), ImdsServiceError("last")])
+    machine.now += TIMEOUT
+    for caller in callers:
+        caller.go_on()
+    assert [str(caller.error) for caller in callers] == ["last", "last"]
+    assert len({id(caller.error) for caller in callers} | {id(flight.troubles[-1])}) == 3
+
+
+def test_a_refusal_is_final_for_who_has_more_time_too(machine: CacheMachine) -> None:
+    """Only a flight that failed for lack of time is tried again by a waiter that has some."""
+    Caller(machine, KEYS[0], forced=False, timeout=10.0)
+    patient = Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome(error=ImdsServiceError("no")), patient)
+    assert isinstance(patient.error, ImdsServiceError)
+    assert machine.launched == 1
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(20.0, 20.0), (2 * TIMEOUT, None)])
+def test_who_has_more_time_waits_as_long_as_the_server_asked(
+    machine: CacheMachine, asked: float, waits: float | None
+) -> None:
+    """A Retry-After that was too long for the leader holds for the next; one beyond his time too ends his call."""
+    Caller(machine, KEYS[0], forced=False, timeout=10.0)
+    patient = Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome(error=ImdsServiceError("later"), out_of_time=True, retry_after=asked), patient)
+    assert machine.launched == 1
+    assert (None if patient.done else patient.until - machine.now) == waits
+
+
+def test_a_token_that_was_dead_on_arrival_is_not_asked_for_again_at_once(machine: CacheMachine) -> None:
+    """In case the tokens of this IMDS are always dead: half a second lies between two questions."""
+    caller = Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome("dead", machine.now - 1.0), caller)
+    assert machine.launched == 1
+    assert caller.until - machine.now == 0.5
+
+
+def test_a_flight_is_joined_until_its_time_and_a_moment_is_over(machine: CacheMachine) -> None:
+    """A flight about to say why it failed is waited for; one that says nothing is replaced and left alone."""
+    Caller(machine, KEYS[0], forced=False, timeout=10.0)
+    machine.now += 10.05
+    joined = Caller(machine, KEYS[0], forced=False)
+    assert machine.launched == 1
+    assert joined.until - machine.now == pytest.approx(0.05)
+    machine.now += 0.06
+    joined.go_on()
+    assert machine.launched == 2
+
+
+def test_an_ordinary_call_does_not_join_a_forced_flight(machine: CacheMachine) -> None:
+    """A forced flight is its own: who forces nothing sets out on an ordinary one."""
+    Caller(machine, KEYS[0], forced=True)
+    Caller(machine, KEYS[0], forced=False)
+    assert [flight.forced for _, flight in machine.flying] == [True, False]
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_flight_that_overran_ends_nothing_but_itself(machine: CacheMachine, forced: bool) -> None:
+    """What comes of it at last leaves its replacement under way: a third caller joins that."""
+    Caller(machine, KEYS[0], forced=forced, timeout=10.0)
+    machine.now += 11.0
+    Caller(machine, KEYS[0], forced=forced)
+    _lands(machine, Outcome(error=ImdsServiceError("late"), out_of_time=True))
+    Caller(machine, KEYS[0], forced=forced)
+    assert machine.launched == 2
+
+
+def test_a_forced_refresh_for_which_there_was_no_time_limits_nobody(machine: CacheMachine) -> None:
+    """IMDS said nothing, so the next caller may force again at once, and is not told the other's error."""
+    hasty = Caller(machine, KEYS[0], forced=True, timeout=1.0)
+    machine.now += 1.0
+    _lands(machine, Outcome(error=ImdsServiceError("late"), out_of_time=True), hasty)
+    assert hasty.error is not None
+    assert not Caller(machine, KEYS[0], forced=True).done
+    assert machine.launched == 2
+
+
+def test_a_slot_changes_under_the_lock_alone(machine: CacheMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made, asked for, filled, told anew by another wall clock, refreshed and failed: no step without the lock."""
+    changed: list[str] = []
+
+    def change(slot: Slot, name: str, value: object) -> None:
+        assert machine.cache._lock.locked(), name
+        changed.append(name)
+        object.__setattr__(slot, name, value)
+
+    monkeypatch.setattr(Slot, "__setattr__", change, raising=False)
+    _first(machine)
+    machine.now += 100.0
+    assert Caller(machine, KEYS[0], forced=False).done
+    machine.now += 50_000.0
+    assert Caller(machine, KEYS[0], forced=False).done
+    _lands(machine, Outcome(error=ImdsServiceError("no")))
+    Caller(machine, KEYS[0], forced=True)
+    _lands(machine, Outcome("newer", machine.now + 86400.0))
+    machine.cache.forget()
+    assert {"endpoint", "plain", "forced", "token", "fresh_until", "failures", "forced_at"} <= set(changed)
+
+
+def test_a_slot_that_can_be_found_is_whole(machine: CacheMachine) -> None:
+    """A fork may come between any two steps: the child must not find a slot without an endpoint."""
+
+    class Watched(dict[Any, Slot]):
+        def __setitem__(self, key: Any, slot: Slot) -> None:
+            assert (slot.endpoint.url, slot.identity, slot.resource) == key
+            super().__setitem__(key, slot)
+
+    machine.cache._slots = Watched()
+    assert machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+
+
+def test_a_forced_token_replaces_one_that_came_while_it_was_fetched(machine: CacheMachine) -> None:
+    """A forced flight went past IMDS's cache: what it brings is the newer token, whenever it set out."""
+    Caller(machine, KEYS[0], forced=True)
+    ordinary = Caller(machine, KEYS[0], forced=False)
+    machine.now += 1.0
+    forced = machine.flying.pop(0)
+    machine.ends |= {"https://a#plain": machine.now + 86400.0}
+    _lands(machine, Outcome("https://a#plain", machine.now + 86400.0), ordinary)
+    machine.flying.append(forced)
+    _lands(machine, Outcome("https://a#forced", machine.now + 86400.0))
+    assert forced[0].token.token == "https://a#forced"
+
+
+def test_a_place_at_the_gate_is_given_back_once(machine: CacheMachine) -> None:
+    """Whoever saw a flight overrun gave its place away: when it ends after all, no sixth place opens."""
+    caller = Caller(machine, KEYS[0], forced=False)
+    slot, flight = machine.flying[0]
+    assert slot.endpoint.enter(flight, lambda: machine.now)
+    machine.now += TIMEOUT
+    caller.go_on()
+    _lands(machine, Outcome(error=ImdsServiceError("late"), out_of_time=True))
+    places = [slot.endpoint.gate.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
+    assert places == [True] * AT_ONCE + [False]
+
+
+def test_what_set_out_before_all_was_forgotten_is_not_kept(machine: CacheMachine) -> None:
+    """The next caller asks for himself, and the older answer goes to those who waited for it alone."""
+    Caller(machine, KEYS[0], forced=False)
+    machine.now += 1.0
+    machine.cache.forget()
+    Caller(machine, KEYS[0], forced=False)
+    assert machine.launched == 2
+    slot, _ = machine.flying[0]
+    _lands(machine, Outcome("https://a#old", machine.now + 86400.0))
+    assert slot.token is None
+
+
+def test_a_token_ends_the_backing_off(machine: CacheMachine) -> None:
+    """After it the next refresh comes when it is due, and the first failure counts as the first."""
+    _first(machine)
+    machine.now += 80_000.0
+    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    for pause in (30.0, 60.0, 120.0, 240.0):
+        Caller(machine, KEYS[0], forced=False)
+        _lands(machine, Outcome(error=ImdsServiceError("no")))
+        assert slot.retry_at - machine.now == pause
+        machine.now += pause
+    Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome(error=ImdsServiceError("no")))  # the next try would come in 480 s
+    machine.ends |= {"https://a#short": machine.now + 350.0, "https://a#long": machine.now + 86400.0}
+    Caller(machine, KEYS[0], forced=True)
+    _lands(machine, Outcome("https://a#short", machine.now + 350.0))
+    machine.now += 60.0
+    Caller(machine, KEYS[0], forced=False)
+    assert len(machine.flying) == 1, "the back-off of an older token goes on"
+    _lands(machine, Outcome("https://a#long", machine.now + 86400.0))
+    machine.now += 50_000.0
+    Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome(error=ImdsServiceError("no")))
+    assert slot.retry_at - machine.now == 30.0
+
+
+def _first(machine: CacheMachine) -> None:
+    caller = Caller(machine, KEYS[0], forced=False)
+    machine.ends["https://a#first"] = machine.now + 86400.0
+    _lands(machine, Outcome("https://a#first", machine.now + 86400.0), caller)
+    assert caller.done

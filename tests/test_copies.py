@@ -127,3 +127,12 @@ def test_errors_survive_pickling_with_all_their_facts(cls: type[ImdsError], way:
     assert str(again) == "what happened"
     assert vars(again) == vars(error)
     assert again.exc_value is None
+
+
+@ways
+def test_every_argument_comes_along(colour: Colour, way: str) -> None:
+    """Also those that change nothing before the first request."""
+    original = colour.ImdsCredential(object_id="one", wait_for_identity=3, timeout=7, shared_cache=True)
+    again = WAYS[way](original)._configuration
+    assert (again.identity.kind, again.identity.value) == ("object_id", "one")
+    assert (again.wait_for_identity, again.timeout, again.shared_cache) == (3, 7, True)

@@ -257,3 +257,11 @@ def test_nothing_waits_for_an_exchange_that_hangs() -> None:
                 child.kill()
                 child.communicate()
         imds.assert_requests(len(CHILDREN))
+
+
+def test_an_endpoint_that_was_imds_is_ill_when_it_hangs(colour: Colour, imds: ImdsEmulator) -> None:
+    """A chain must not go on to another credential because an IMDS that is known was slow once."""
+    colour.ask(imds.endpoint)
+    imds.script(faults.endless_100_continue(0.005))
+    with pytest.raises(ImdsServiceError):
+        colour.ask(imds.endpoint, scope="https://other.example", timeout=TIMEOUT)

@@ -455,6 +455,25 @@ def test_wait_for_identity_asks_until_it_arrives(
     imds.assert_requests(4, client_id=late.client_id)
 
 
+def test_a_forced_refresh_waits_for_an_identity_too(
+    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of one forced refresh in 30 s is not held against the call that is still asking."""
+    monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.05)
+    late = UserAssigned("late")
+
+    def arrive(reply: Reply) -> Steps:
+        if len(imds.requests) == 3:
+            imds.assign(late)
+        yield reply.encode()
+
+    imds.script(arrive, seconds=math.inf)
+    credential = colour.ImdsCredential(
+        endpoint=imds.endpoint, client_id=late.client_id, wait_for_identity=30, timeout=60
+    )
+    assert colour.run(credential.get_token(VAULT, force_refresh=True)).token in imds.tokens
+
+
 def test_wait_for_identity_ends_with_its_time(
     colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 from colours import VAULT, Colour
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
+from azure_imds_credential._endpoint import AT_ONCE, Endpoint
+from azure_imds_credential._flight import Flight, Outcome
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, faults
 
@@ -123,7 +125,7 @@ def test_a_cancelled_task_takes_nothing_from_the_others(imds: ImdsEmulator) -> N
     imds.assert_requests(1)
 
 
-def test_a_loop_that_ends_takes_nothing_from_the_others(imds: ImdsEmulator) -> None:
+def test_a_loop_that_ends_takes_nothing_from_the_others(imds: ImdsEmulator, caplog: pytest.LogCaptureFixture) -> None:
     """`asyncio.run` ends while its task waits; a thread and another loop get the token of the same request."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -141,6 +143,7 @@ def test_a_loop_that_ends_takes_nothing_from_the_others(imds: ImdsEmulator) -> N
         answer.set()
         assert sync.result(10).token == other.result(10).token == imds.tokens[0]
     imds.assert_requests(1)
+    assert not [record for record in caplog.records if record.name == "concurrent.futures"], "it woke a closed loop"
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer signal")
@@ -287,3 +290,32 @@ def test_a_failed_flight_is_over(colour: Colour, imds: ImdsEmulator) -> None:
         colour.run(credential.get_token(VAULT))
     assert colour.run(credential.get_token(VAULT)).token == imds.tokens[0]
     imds.assert_requests(2)
+
+
+def _flight(deadline: float) -> Flight:
+    return Flight(Future(), 0.0, deadline, False, [])
+
+
+def test_places_of_flights_that_overran_are_given_to_who_waits() -> None:
+    """Also where no caller is left to see it, as with refreshes behind the callers' backs; and not a moment sooner."""
+    endpoint = Endpoint("http://127.0.0.1:9")
+    assert all(endpoint.enter(_flight(10.0), lambda: 0.0) for _ in range(AT_ONCE))
+    readings = iter([10.05] * 10)  # one look around; whoever looks more often waits on though his time is up
+    assert not endpoint.enter(_flight(10.05), lambda: next(readings))
+    assert len(endpoint.inside) == AT_ONCE
+    assert endpoint.enter(_flight(90.0), lambda: 10.2)
+
+
+def test_leaving_the_gate_twice_makes_no_second_place() -> None:
+    """A flight leaves once, and one that never came in not at all."""
+    endpoint, flight = Endpoint("http://127.0.0.1:9"), _flight(10.0)
+    assert endpoint.enter(flight, lambda: 0.0)
+    for one in (flight, flight, _flight(10.0)):
+        endpoint.leave(one)
+    places = [endpoint.gate.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
+    assert places == [True] * AT_ONCE + [False]
+
+
+def test_what_a_flight_brought_can_be_logged() -> None:
+    """Its text shows the error and never the token."""
+    assert "dummy" not in repr(Outcome("dummy", 10.0))

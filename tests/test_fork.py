@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -10,14 +11,15 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from colours import Colour
+from colours import VAULT, Colour
 
-from azure_imds_credential import ImdsCredential
+from azure_imds_credential import ImdsCredential, _fork
 from azure_imds_credential._claims import claims_of
 from azure_imds_credential.testing import ImdsEmulator, faults
 
@@ -180,3 +182,83 @@ def test_a_fork_in_the_middle_of_the_import_of_msal_does_no_harm(imds: ImdsEmula
     ]
     assert [said for _, said in results] == ["token"] * 6
     assert sum(half_done for half_done, _ in results) >= 3, "the forks came too late to show anything"
+
+
+def test_a_child_does_not_wait_for_a_forced_request_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
+    """A forced refresh of the parent hangs; the child that forces one sends its own."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    credential = colour.ImdsCredential(endpoint=imds.endpoint, timeout=10)
+    thread = threading.Thread(target=lambda: colour.run(credential.get_token(VAULT, force_refresh=True)))
+    thread.start()
+    try:
+        imds.wait_for_requests(1)
+        assert _in_child(lambda: colour.run(credential.get_token(VAULT, force_refresh=True)).token)
+        imds.assert_requests(2, bypass_cache="true")
+    finally:
+        answer.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("_silent")
+def test_a_private_cache_begins_anew_in_a_child_too(colour: Colour, imds: ImdsEmulator) -> None:
+    """A lock that is held at the fork, and turns that the parent takes: the child of any cache has its own."""
+    credential = colour.ImdsCredential(endpoint=imds.endpoint, timeout=5, retry_total=0)
+    colour.run(credential.get_token(VAULT))
+    endpoint = credential._slots[VAULT].endpoint
+    endpoint.starts.extend([float("inf")] * 20)  # as if the parent had asked until the end of time
+    endpoint.inside[0] = None
+    with credential._configuration.cache._lock, endpoint.pace:
+        in_child = _in_child(lambda: (colour.run(credential.get_token("https://other.example")), endpoint.inside))
+    endpoint.inside.clear()
+    token, inside = in_child
+    assert token.token in imds.tokens
+    assert not inside
+
+
+def test_a_cache_that_nobody_uses_is_not_kept_for_the_next_fork() -> None:
+    """Credentials with options come and go: each one's cache goes with it."""
+    credential = ImdsCredential(retry_total=0)
+    cache = weakref.ref(credential._configuration.cache)
+    assert cache() in _fork._caches
+    del credential
+    gc.collect()
+    assert cache() is None
+
+
+@pytest.mark.parametrize("program", ["nothing", "turns it off", "sets thresholds", "froze objects"])
+def test_the_collector_is_left_as_the_program_wants_it(program: str) -> None:
+    """Rare while much is imported, and then as before; what the program says of it meanwhile, or said before, holds."""
+    before = gc.get_threshold()
+    try:
+        if program == "froze objects":
+            gc.freeze()
+        frozen = gc.get_freeze_count()
+        with _fork.rare_collections():
+            assert gc.isenabled()
+            assert gc.get_threshold() == (_fork.MANY, *before[1:])
+            if program == "turns it off":
+                gc.disable()
+            if program == "sets thresholds":
+                gc.set_threshold(5000)
+        assert gc.isenabled() is (program != "turns it off")
+        assert gc.get_threshold()[0] == (5000 if program == "sets thresholds" else before[0])
+        assert gc.get_freeze_count() >= frozen // 2
+        assert (gc.get_freeze_count() > 0) is (program == "froze objects")
+    finally:
+        gc.unfreeze()
+        gc.enable()
+        gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize("thresholds", [(0, 10, 10), (10**6, 10, 10)], ids=str)
+def test_a_collector_that_is_rare_already_is_not_touched(thresholds: tuple[int, int, int]) -> None:
+    """A program that switched it off by its thresholds, or made it rarer still, keeps that."""
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(*thresholds)
+        with _fork.rare_collections():
+            assert gc.get_threshold() == thresholds
+        assert gc.get_threshold() == thresholds
+    finally:
+        gc.set_threshold(*before)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from azure_imds_credential._freshness import Phase, next_refresh_after, phase, refresh_delay
+from azure_imds_credential._freshness import Phase, Slot, World, boot_clock, next_refresh_after, phase, refresh_delay
 
 DAY = 86400.0
 
@@ -73,3 +75,59 @@ def test_a_fresh_token_may_be_in_its_last_minutes() -> None:
 def test_failed_refreshes_back_off(failures: int, left: float, wait: float) -> None:
     """30 s doubling to 10 min, with a try at the beginning of the last five minutes and every 30 s in them."""
     assert next_refresh_after(failures, 1000.0, 1000.0 + left) == pytest.approx(1000.0 + wait)
+
+
+def test_at_no_moment_does_a_time_outlast_the_token_that_stands_beside_it() -> None:
+    """A fork may leave a child with the first few assignments of a new token: none of them revives the old one."""
+    moments = []
+
+    class Watched(Slot):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if self.token is None or self.token.token == "old":
+                moments.append(max(self.fresh_until, self.expires_at))
+
+    slot, world = Watched(), World(wall_clock=lambda: 0.0, random=lambda: 0.5)
+    slot.hold("old", 1000.0, 0.0, world)
+    slot.hold("new", 9000.0, 990.0, world)
+    assert slot.expires_at == 9000.0
+    assert max(moments[:-1]) <= 1000.0
+    assert moments[0] == float("-inf"), "a time was told before there was a token"
+
+
+def test_what_serves_again_later_is_told_by_the_clock_that_goes_on_while_the_machine_sleeps() -> None:
+    """CLOCK_BOOTTIME where there is one: a monotonic clock stands still while a VM hibernates."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        pytest.skip("no CLOCK_BOOTTIME here")
+    assert World().clock is boot_clock
+    assert boot_clock.args == (time.CLOCK_BOOTTIME,)  # type: ignore[attr-defined] # a partial, where the clock exists
+
+
+def test_only_the_same_token_again_is_asked_for_at_half_of_a_short_life() -> None:
+    """Another token of less than two hours is refreshed five minutes before its end."""
+    slot, world = Slot(), World(wall_clock=lambda: 0.0, random=lambda: 0.5)
+    slot.hold("one", 3600.0, 0.0, world)
+    slot.hold("two", 3700.0, 100.0, world)
+    assert slot.refresh_at == 3400.0
+    slot.hold("two", 3700.0, 200.0, world)
+    assert slot.refresh_at == 1950.0
+
+
+def test_a_refresh_is_never_told_for_after_the_end() -> None:
+    """A token with seconds to live: `refresh_on` is its expiry, though it is not asked for again before that."""
+    slot = Slot()
+    slot.hold("short", 10.0, 0.0, World(wall_clock=lambda: 1000.0, random=lambda: 0.5))
+    assert slot.info is not None
+    assert (slot.info.refresh_on, slot.info.expires_on) == (1010, 1010)
+
+
+def test_a_forgotten_slot_is_a_new_one() -> None:
+    """But for the time at which it was forgotten: what set out before that is not kept."""
+    slot, world = Slot(), World(wall_clock=lambda: 0.0, random=lambda: 0.5)
+    slot.hold("token", 86400.0, 0.0, world)
+    slot.failures, slot.retry_at, slot.forced_at, slot.forced_error = 3, 900.0, 800.0, KeyError()
+    slot.clear(1000.0)
+    assert slot.stored_at == 1000.0
+    names = ("token", "info", "fresh_until", "refresh_at", "expires_at", "retry_at", "failures", "forced_at")
+    for name in (*names, "forced_error", "plain", "forced"):
+        assert getattr(slot, name) == getattr(Slot, name), name

@@ -9,7 +9,8 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from azure_imds_credential import (
     ImdsUnavailableError,
     _configuration,
 )
+from azure_imds_credential._flight import Flight
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, faults
 
 
@@ -135,9 +137,12 @@ def test_failed_forced_refreshes_are_limited_too(colour: Colour, virtual_time: V
     credential = colour.ImdsCredential(endpoint=imds.endpoint)
     colour.run(credential.get_token(VAULT))
     imds.script(faults.status(403, b'{"error":"x","error_description":"y"}'), seconds=10_000)
+    errors = []
     for _ in range(10):
-        with pytest.raises(ImdsError):
+        with pytest.raises(ImdsError) as caught:
             colour.run(credential.get_token(VAULT, force_refresh=True))
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == 10, "callers share an error"
     imds.assert_requests(2)
     imds.clear_faults()
     virtual_time.skip(31)
@@ -285,3 +290,86 @@ def test_a_scope_of_the_wrong_type_is_told_by_name(colour: Colour, scope: Any) -
     """Also where it could not even be looked up."""
     with pytest.raises((TypeError, ValueError), match="scope"):
         colour.run(colour.ImdsCredential().get_token(scope))
+
+
+def test_who_gets_no_place_in_time_sends_nothing_and_leaves_the_rest_to_others(imds: ImdsEmulator) -> None:
+    """A flight whose time ends at the gate does not go past it; it counts as one that somebody with time may repeat."""
+    configuration = ImdsCredential(endpoint=imds.endpoint, retry_total=0)._configuration
+    cache, slot = configuration.cache, configuration.slot((VAULT,))
+    while slot.endpoint.gate.acquire(blocking=False):
+        pass
+    flight = Flight(Future(), cache.clock(), cache.clock(), False, [])
+    cache._fly(slot, configuration, flight)
+    outcome = flight.future.result(0)
+    assert outcome is not None
+    assert isinstance(outcome.error, ImdsUnavailableError)
+    assert outcome.out_of_time
+    imds.assert_requests(0)
+
+
+def test_an_error_of_a_users_hook_is_not_taken_for_lack_of_time(imds: ImdsEmulator) -> None:
+    """Nobody repeats a request for it."""
+
+    def hook(request: Any) -> None:
+        raise KeyError("hook")
+
+    configuration = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook)._configuration
+    slot, now = configuration.slot((VAULT,)), configuration.cache.clock()
+    flight = Flight(Future(), now, now + 90, False, [])
+    configuration.cache._fly(slot, configuration, flight)
+    outcome = flight.future.result(0)
+    assert outcome is not None
+    assert isinstance(outcome.error, KeyError)
+    assert not outcome.out_of_time
+
+
+def test_hooks_run_in_the_context_of_the_caller_who_set_out(colour: Colour, imds: ImdsEmulator) -> None:
+    """What a tracer keeps in a context variable is there on the thread of the request."""
+    span: ContextVar[str] = ContextVar("span", default="none")
+    found = []
+    token = span.set("of the caller")
+    try:
+        colour.ask(imds.endpoint, raw_request_hook=lambda _request: found.append(span.get()))
+    finally:
+        span.reset(token)
+    assert found == ["of the caller"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the filter's own error
+def test_a_log_filter_that_fails_hangs_nobody(imds: ImdsEmulator) -> None:
+    """Logging lets what a filter raises through: the token is handed out all the same, and at once."""
+
+    def fail(record: logging.LogRecord) -> bool:
+        raise KeyError("filter")
+
+    logger = logging.getLogger("azure_imds_credential")
+    logger.addFilter(fail)
+    begun = time.monotonic()
+    try:
+        assert ImdsCredential(endpoint=imds.endpoint, timeout=30).get_token(VAULT).token == imds.tokens[0]
+        assert time.monotonic() - begun < 10
+    finally:
+        logger.removeFilter(fail)
+
+
+def test_a_request_whose_caller_was_interrupted_while_it_set_out_ends_quietly(
+    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes just after the thread started: its callers were let go, and it has nobody to tell."""
+    start, threads = threading.Thread.start, []
+
+    def start_and_interrupt(self: threading.Thread) -> None:
+        start(self)
+        if self.name == "azure-imds-credential" and not threads:
+            threads.append(self)
+            raise KeyboardInterrupt
+
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    with pytest.raises(KeyboardInterrupt):
+        credential.get_token(VAULT)
+    answer.set()
+    threads[0].join(10)
+    assert credential.get_token(VAULT).token in imds.tokens

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from azure_imds_credential._retry import ANSWER_SECONDS, Retry, last_chance, next_delay
+from azure_imds_credential._retry import Retry, last_chance, next_delay
 
 LEAST: Callable[[], float] = lambda: 0.0  # noqa: E731 # named like the bound it gives
 MOST: Callable[[], float] = lambda: math.nextafter(1.0, 0.0)  # noqa: E731 # as above
@@ -90,10 +90,11 @@ def test_a_thousandth_retry_still_has_a_finite_wait() -> None:
     ("delay", "left", "least", "most"),
     [
         (5, 20, 5, 5),
-        (16, 10, (10 - ANSWER_SECONDS) / 2, 10 - ANSWER_SECONDS),
-        (16, ANSWER_SECONDS, 16, 16),
+        (16, 10, 4.85, 9.7),  # 0.3 s are left for the answer
+        (9.8, 10, 4.85, 9.7),
+        (16, 0.3, 16, 16),
     ],
-    ids=["fits", "does not fit", "nothing would fit"],
+    ids=["fits", "does not fit", "leaves no time for the answer", "nothing would fit"],
 )
 def test_a_wait_that_outlasts_the_caller_is_drawn_from_what_is_left(
     delay: float, left: float, least: float, most: float

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,20 @@ def test_another_source_is_said_plainly_and_nothing_is_sent(
     assert all(name in str(caught.value) for name in environment)
     assert caught.value.attempts == 0
     assert caught.value.hint
+
+
+CHAIN = """
+import azure.core.credentials, azure.identity, sys
+from azure_imds_credential import ImdsCredential
+try:
+    ImdsCredential().get_token("https://vault.azure.net")
+except azure.identity.CredentialUnavailableError:
+    print("goes on")
+"""
+
+
+def test_a_chain_goes_on_where_another_source_is_named_from_the_first_error_on() -> None:
+    """In a process in which nothing failed before: what one error changed for all must not be needed."""
+    environment = {**os.environ, "IDENTITY_ENDPOINT": "http://127.0.0.1:9", "IDENTITY_HEADER": "x"}
+    said = subprocess.run([sys.executable, "-c", CHAIN], env=environment, check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "goes on"

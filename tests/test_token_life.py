@@ -89,7 +89,7 @@ def test_an_aging_token_is_handed_out_while_it_is_refreshed(
     imds.script(faults.hold(answer))
     begun = time.monotonic()
     assert [_token(colour, credential) for _ in range(20)] == [first] * 20
-    assert time.monotonic() - begun < 5, "a caller waited for IMDS, which says nothing"
+    assert time.monotonic() - begun < 1.5, "a caller waited for IMDS, which says nothing"
     answer.set()
     _eventually(lambda: _token(colour, credential) != first)
     assert _token(colour, credential) == imds.tokens[-1]
@@ -114,7 +114,7 @@ def test_a_token_that_imds_hands_out_again_is_asked_for_more_often_near_its_end(
         imds.wait_for_requests(before + 1)
         _eventually(lambda: credential._slots[VAULT].plain is None)
         asked.append(left)
-    assert 5 <= len(asked) <= 12, asked  # 24 h halved until some minutes are left; one day would be 2,880 times 30 s
+    assert 7 <= len(asked) <= 12, asked  # 24 h halved until some minutes are left; one day would be 2,880 times 30 s
     ratios = [later / earlier for earlier, later in pairwise(asked)]
     assert all(0.4 < ratio < 0.6 for ratio in ratios), ratios
 
@@ -136,6 +136,7 @@ def test_a_failed_refresh_keeps_the_token_warns_once_and_backs_off(
         caplog.clear()
         virtual_time.skip(pause - 5)
         assert _token(colour, credential) == first
+        _eventually(lambda: credential._slots[VAULT].plain is None)  # what set out all the same has asked by then
         assert len(imds.requests) == 2 + number, "it asked again too early"
         virtual_time.skip(6)
     _eventually(lambda: _token(colour, credential) != first)
@@ -154,7 +155,7 @@ def test_in_the_last_minutes_a_caller_gives_the_refresh_two_seconds_once(
     imds.script(faults.hold(answer))
     begun = time.monotonic()
     assert _token(colour, credential) == first
-    assert 1.5 < time.monotonic() - begun < 6
+    assert 1.5 < time.monotonic() - begun < 3.5
     begun = time.monotonic()
     assert [_token(colour, credential) for _ in range(10)] == [first] * 10
     assert time.monotonic() - begun < 1.5, "a second caller waited for the same refresh"
@@ -242,8 +243,10 @@ def test_forced_refreshes_happen_once_in_30_seconds(
     credential = colour.ImdsCredential(endpoint=imds.endpoint)
     tokens = {_token(colour, credential, force_refresh=True) for _ in range(10)}
     assert len(tokens) == 1
+    virtual_time.skip(25)
+    assert {_token(colour, credential, force_refresh=True)} == tokens
     imds.assert_requests(1)
-    virtual_time.skip(31)
+    virtual_time.skip(6)
     assert _token(colour, credential, force_refresh=True) not in tokens
     imds.assert_requests(2)
 
@@ -305,3 +308,73 @@ def test_other_keywords_of_sdk_clients_mean_nothing(colour: Colour, imds: ImdsEm
     colour.run(credential.get_token_info(VAULT, options={"tenant_id": "x", "enable_cae": True}))
     (request,) = imds.assert_requests(1)
     assert request.param("tenant_id") is None
+
+
+def test_the_time_of_a_caller_does_not_limit_the_refresh_that_he_set_off(
+    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
+) -> None:
+    """A refresh behind the callers' backs has 90 s, however short the `timeout` of the caller who noticed."""
+    credential = colour.ImdsCredential(endpoint=imds.endpoint, timeout=5)
+    first = _token(colour, credential)
+    virtual_time.skip(14 * HOUR)
+    imds.renew_tokens()
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    assert _token(colour, credential) == first
+    imds.wait_for_requests(2)
+    virtual_time.skip(60)
+    answer.set()
+    _eventually(lambda: _token(colour, credential) != first)
+    imds.assert_requests(2)
+
+
+def test_in_the_last_minutes_a_caller_waits_no_longer_than_he_has_time(
+    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
+) -> None:
+    """The two seconds that a refresh is given never outlast `timeout`."""
+    first = colour.ask(imds.endpoint)
+    virtual_time.skip(24 * HOUR - 200)
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    begun = time.monotonic()
+    try:
+        assert colour.ask(imds.endpoint, timeout=0.2).token == first.token
+        assert time.monotonic() - begun < 1.2
+    finally:
+        answer.set()
+
+
+def test_a_refresh_can_be_forced_anew_when_the_forced_token_is_dead(colour: Colour, virtual_time: VirtualTime) -> None:
+    """Calls within 30 s share a forced refresh while its token lives; after that the next one is forced too."""
+    with ImdsEmulator(clock=virtual_time.wall_clock, token_lifetime=10) as imds:
+        credential = colour.ImdsCredential(endpoint=imds.endpoint)
+        _token(colour, credential, force_refresh=True)
+        virtual_time.skip(11)
+        _token(colour, credential, force_refresh=True)
+        assert [request.param("bypass_cache") for request in imds.requests] == ["true", "true"]
+
+
+def test_a_forced_refresh_that_hangs_is_no_success(colour: Colour, imds: ImdsEmulator) -> None:
+    """Who forced it gets the error when the time is up, and never the token that he would not have."""
+    colour.ask(imds.endpoint)
+    imds.script(faults.endless_100_continue(0.005))
+    with pytest.raises(ImdsError):
+        colour.run(colour.ImdsCredential(endpoint=imds.endpoint, timeout=0.3).get_token(VAULT, force_refresh=True))
+
+
+@pytest.mark.parametrize("method", ["get_token", "get_token_info"])
+def test_a_second_scope_is_refused_though_a_token_is_held(colour: Colour, imds: ImdsEmulator, method: str) -> None:
+    """The fast way to a held token does not overlook what is wrong with a call."""
+    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    _token(colour, credential)
+    with pytest.raises(ValueError, match="exactly one scope"):
+        colour.run(getattr(credential, method)(VAULT, "https://other.example"))
+
+
+def test_claims_force_a_refresh_in_get_token_info_too(colour: Colour, imds: ImdsEmulator) -> None:
+    """Its options carry the challenge that `get_token` takes as an argument."""
+    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    first = _token(colour, credential)
+    newer = colour.run(credential.get_token_info(VAULT, options={"claims": '{"access_token":{}}'}))
+    assert newer.token != first
+    assert [request.param("bypass_cache") for request in imds.requests] == [None, "true"]
