@@ -25,7 +25,7 @@ from azure_imds_credential import (
     ImdsUnavailableError,
     _configuration,
 )
-from azure_imds_credential._flight import Flight
+from azure_imds_credential._flight import THREAD_NAME, Flight
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, faults
 
 
@@ -350,6 +350,9 @@ def test_a_log_filter_that_fails_hangs_nobody(imds: ImdsEmulator) -> None:
         assert time.monotonic() - begun < 10
     finally:
         logger.removeFilter(fail)
+        for thread in threading.enumerate():
+            if thread.name == THREAD_NAME:
+                thread.join(10)  # whose end is noticed during this test, then
 
 
 def test_a_request_whose_caller_was_interrupted_while_it_set_out_ends_quietly(
@@ -360,7 +363,7 @@ def test_a_request_whose_caller_was_interrupted_while_it_set_out_ends_quietly(
 
     def start_and_interrupt(self: threading.Thread) -> None:
         start(self)
-        if self.name == "azure-imds-credential" and not threads:
+        if self.name == THREAD_NAME and not threads:
             threads.append(self)
             raise KeyboardInterrupt
 
