@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from . import __version__, _commands
 from ._results import EXIT_CODES, FOUND, INTERRUPTED, USAGE, VAULT, CommandError, Result, facts_of
@@ -31,18 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as `azure-imds --help` lists them.
     """
-    arguments = _parser().parse_args(argv)
+    as_json = "--json" in (sys.argv[1:] if argv is None else argv)  # also where the rest cannot be understood
     try:
+        arguments = _parser().parse_args(argv)
         result: Result = arguments.run(arguments)
     except ImdsError as error:
-        return _failed(arguments.json, error, EXIT_CODES.get(type(error), USAGE), facts_of(error))
+        return _failed(as_json, error, EXIT_CODES.get(type(error), USAGE), facts_of(error))
     except CommandError as error:
-        return _failed(arguments.json, error, error.code, {"error": type(error).__name__, "message": str(error)})
+        return _failed(as_json, error, error.code, {"error": type(error).__name__, "message": str(error)})
     except KeyboardInterrupt:
         return INTERRUPTED
     if result.facts:
-        print(json.dumps(result.facts, indent=2) if arguments.json else result.text)  # noqa: T201 # its job
+        print(json.dumps(result.facts, indent=2) if as_json else result.text)  # noqa: T201 # its job
     return result.code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong, so that `main` says it in the form that was asked for."""
+        raise CommandError(f"{message}\n{self.format_usage().strip()}")
 
 
 def _failed(as_json: bool, error: Exception, code: int, facts: dict[str, object]) -> int:
@@ -52,8 +60,8 @@ def _failed(as_json: bool, error: Exception, code: int, facts: dict[str, object]
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="azure-imds",
         description="Azure managed identity tokens from the Instance Metadata Service (IMDS).",
         epilog=_EPILOG,
@@ -63,62 +71,63 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def command(run: Callable[[argparse.Namespace], Result], summary: str, *parents: _Parser) -> _Parser:
+        name = run.__name__
         added = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=parents, allow_abbrev=False
         )
         added.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        added.set_defaults(run=getattr(_commands, name))
+        added.set_defaults(run=run)
         return added
 
-    token = command("token", "get a token and show its expiry and claims", _asking(90))
+    token = command(_commands.token, "get a token and show its expiry and claims", _asking(90))
     token.add_argument("scope", metavar="SCOPE", help="for example https://vault.azure.net/.default")
     token.add_argument("--show-token", action="store_true", help="show the token too; whoever sees it can use it")
     token.add_argument("--force-refresh", action="store_true", help="ask IMDS to bypass its own cache; it may not")
 
-    whoami = command("whoami", "say which identity the tokens of this machine speak for", _asking(90))
-    whoami.add_argument(
-        "--scope",
-        default="https://management.azure.com/.default",
-        help="what to get a token for (default: %(default)s)",
-    )
+    whoami = command(_commands.whoami, "say which identity the tokens of this machine speak for", _asking(90))
+    _add_scope(whoami)
 
-    wait = command("wait", "wait until the identity can be used, for init containers and systemd units", _asking(300))
-    wait.add_argument(
-        "--scope",
-        default="https://management.azure.com/.default",
-        help="what to get a token for (default: %(default)s)",
+    wait = command(
+        _commands.wait, "wait until the identity can be used, for init containers and systemd units", _asking(300)
     )
+    _add_scope(wait)
 
-    doctor = command("doctor", "find out why there is no token, or what is remarkable where there is one", _asking(30))
-    doctor.add_argument(
-        "--scope",
-        default="https://management.azure.com/.default",
-        help="what to get a token for (default: %(default)s)",
+    doctor = command(
+        _commands.doctor, "find out why there is no token, or what is unusual where there is one", _asking(30)
     )
+    _add_scope(doctor)
 
-    secret = command("secret", "read a secret from a Key Vault", _asking(90))
+    secret = command(_commands.secret, "read a secret from a Key Vault", _asking(90))
     secret.add_argument("vault_url", metavar="VAULT_URL", help="for example https://myvault.vault.azure.net")
     secret.add_argument("name", metavar="NAME", help="name of the secret")
 
-    _add_emulate(command("emulate", "run an IMDS emulator until it is interrupted"))
+    _add_emulate(command(_commands.emulate, "run an IMDS emulator until it is interrupted"))
 
-    scan = command("scan", "look for live-looking tokens and secrets in recordings")
+    scan = command(_commands.scan, "look for live-looking tokens and secrets in recordings")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a recording, or a folder of them")
 
-    command("forget", "empty the token cache that processes of this user share on this machine")
+    command(_commands.forget, "empty the token cache that processes of this user share on this machine")
     return parser
 
 
-def _asking(timeout: float) -> argparse.ArgumentParser:
+def _add_scope(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--scope",
+        default="https://management.azure.com/.default",
+        help="what to get a token for (default: %(default)s)",
+    )
+
+
+def _asking(timeout: float) -> _Parser:
     """The options of every command that asks IMDS."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = _Parser(add_help=False)
     parent.add_argument(
         "--endpoint",
         metavar="URL",
         help="base URL of IMDS (default: AZURE_POD_IDENTITY_AUTHORITY_HOST, else http://169.254.169.254)",
     )
-    which = parent.add_argument_group("identity", "at most one; with none the system-assigned identity is asked for")
+    which = parent.add_argument_group("identity", "at most one; with none IMDS chooses")
     which.add_argument("--client-id", metavar="GUID", help="client ID of a user-assigned identity")
     which.add_argument("--object-id", metavar="GUID", help="object (principal) ID of a user-assigned identity")
     which.add_argument("--resource-id", metavar="ARM_ID", help="ARM ID of a user-assigned identity")

@@ -19,6 +19,7 @@ from ._results import EXIT_CODES, FOUND, USAGE, VAULT, CommandError, Result, fac
 from ._source import ManagedIdentitySource, detect_source
 
 WAIT_EVERY = 5.0  # seconds between two questions of `wait`, ± 20 % so that the pods of a node drift apart
+_ASKED = ("client_id", "object_id", "resource_id", "endpoint", "timeout")
 # What passes by itself: IMDS that is not up yet or ill, a node that asks too much, an assignment on its way.
 _PASSING = (e.ImdsUnavailableError, e.IdentityUnavailableError, e.ImdsThrottledError, e.ImdsServiceError)
 
@@ -83,14 +84,7 @@ def doctor(arguments: argparse.Namespace) -> Result:
     from ._doctor import examine
 
     _credential(arguments)  # says what is wrong with the options
-    report = examine(
-        arguments.scope,
-        client_id=arguments.client_id,
-        object_id=arguments.object_id,
-        resource_id=arguments.resource_id,
-        endpoint=arguments.endpoint,
-        timeout=arguments.timeout,
-    )
+    report = examine(arguments.scope, **{name: getattr(arguments, name) for name in _ASKED})
     code = 0 if report.error is None else EXIT_CODES.get(type(report.error), USAGE)
     facts = {
         "usable": report.error is None,
@@ -128,7 +122,7 @@ def emulate(arguments: argparse.Namespace) -> Result:
     system = [SystemAssigned()] if arguments.system_assigned else []
     named: list[SystemAssigned | UserAssigned] = [*system, *map(UserAssigned, arguments.user_assigned)]
     if named and arguments.no_identity:
-        raise CommandError("--no-identity goes without --system-assigned and --user-assigned")
+        raise CommandError("--no-identity cannot be combined with --system-assigned or --user-assigned")
 
     def say(line: str) -> None:
         name, _, value = line.partition("=")
@@ -180,9 +174,8 @@ _TESTING_EXTRA = "the testing kit needs `pip install 'azure-imds-credential[test
 
 def _credential(arguments: argparse.Namespace, **options: Any) -> ImdsCredential:
     """Make a credential of a command's options; what is wrong with them is the user's to read, without a traceback."""
-    names = ("client_id", "object_id", "resource_id", "endpoint", "timeout")
     try:
-        credential = ImdsCredential(**{**{name: getattr(arguments, name) for name in names}, **options})
+        credential = ImdsCredential(**{**{name: getattr(arguments, name) for name in _ASKED}, **options})
         if hasattr(arguments, "scope"):
             with suppress(e.ImdsError):  # another source: asking for the token says so as well
                 credential.token_provider(arguments.scope)

@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 from . import exceptions as e
 from ._answer import excerpt
 from ._claims import IdentityInfo
+from ._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from ._credential import ImdsCredential
+from ._hints import several_identities
 from ._signs import Finding, Place, Surroundings, other_source, signs
 
 SKEW_SECONDS = 300  # from here on services refuse what a clock says; Entra and Kerberos both allow five minutes
 OLD_TOKEN_SECONDS = 3600  # an older token may not show an hour-old change
+_NOT_THE_USUAL_ADDRESS = (
+    f"Look who listens there. It is not the address of IMDS, {DEFAULT_ENDPOINT}, which is asked when neither "
+    f"--endpoint nor {ENDPOINT_VARIABLE} names another."
+)
 _RETRIES = 2  # enough to tell a hiccup from a standing fault, without the patience of a program
 
 
@@ -58,67 +64,48 @@ class _Answers:
 def examine(
     scope: str,
     *,
-    client_id: str | None = None,
-    object_id: str | None = None,
-    resource_id: str | None = None,
-    endpoint: str | None = None,
-    timeout: float = 30.0,
     around: Surroundings | None = None,
+    **asked: Any,
 ) -> Report:
     """Examine a machine.
 
     Args:
         scope: What to ask a token for.
-        client_id: As for `ImdsCredential`, like the next four.
-        object_id: See above.
-        resource_id: See above.
-        endpoint: See above.
-        timeout: See above.
         around: What the machine shows; by default this one is looked at.
+        **asked: `client_id`, `object_id`, `resource_id`, `endpoint` and `timeout`, as for `ImdsCredential`.
     """
     around = around or Surroundings(os.environ)
-    findings = list(signs(around, endpoint))
+    findings = list(signs(around, asked.get("endpoint")))
     if other_source(around):
         return Report(tuple(findings), error=e.ImdsUnavailableError(findings[0].says, hint=findings[0].next))
     answers = _Answers(around.wall_clock)
     identity, error = None, None
     try:
         # With a hook the credential has a cache of its own: IMDS is asked, whatever this process holds.
-        identity = ImdsCredential(
-            client_id=client_id,
-            object_id=object_id,
-            resource_id=resource_id,
-            endpoint=endpoint,
-            timeout=timeout,
-            retry_total=_RETRIES,
-            raw_response_hook=answers.note,
-        ).whoami(scope)
+        credential = ImdsCredential(**asked, retry_total=_RETRIES, raw_response_hook=answers.note)
+        identity = credential.whoami(scope)
     except e.ImdsError as raised:
         error = raised
     findings += [_reachable(answers, error, around), *_clock(answers), *_calm(answers, error)]
     if error is not None and not isinstance(error, e.ImdsUnavailableError):
         findings.append(_unusable(error))
     if identity is not None:
-        named = client_id or object_id or resource_id
-        findings += [*_usable(identity, named=bool(named)), _age(identity, around.wall_clock())]
+        named = any(asked.get(name) for name in ("client_id", "object_id", "resource_id"))
+        findings += [*_usable(identity, named=named), _age(identity, around.wall_clock())]
     return Report(tuple(findings), identity, error)
-
-
-def _came_back(error: e.ImdsError) -> str:
-    """Take from a message what IMDS answered: it stands between what was asked and the hint."""
-    return str(error).partition(f" as {error.identity}: ")[2].removesuffix(error.hint or "").rstrip(" .")
 
 
 def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surroundings) -> Finding:
     if not isinstance(error, e.ImdsUnavailableError):
         if not answers.statuses and error is not None:
-            return Finding("reachable", "problem", f"No answer: {_came_back(error)}.", error.hint or "Try again later.")
+            return Finding("reachable", "problem", f"No answer: {error._came_back}.", error.hint or "Try again later.")
         who = f"its Server header says {answers.server}" if answers.server else "without a Server header"
         return Finding("reachable", "ok", f"IMDS answers, {who}.")
     if not answers.statuses:
-        return Finding("reachable", "problem", f"Nothing answers: {_came_back(error)}.", _way_to(around))
-    shown = f"{_came_back(error)}, Server: {answers.server or 'none'}"
-    said = (error.hint or "").partition("It said: ")[2]
+        way = _way_to(around) if error.endpoint == DEFAULT_ENDPOINT else _NOT_THE_USUAL_ADDRESS
+        return Finding("reachable", "problem", f"Nothing answers: {error._came_back}.", way)
+    shown = f"{error._came_back}, Server: {answers.server or 'none'}"
+    said = error._excerpt
     if error.status == 403 and "169.254.169.254" in said:
         return Finding(
             "reachable",
@@ -137,7 +124,9 @@ def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surrounding
         "reachable",
         "problem",
         f"Something that is not IMDS answers: a proxy, a portal, another cloud ({shown}). It said: {said or 'nothing'}",
-        "Find out what has that address: `ip route get 169.254.169.254`. Off Azure use another credential.",
+        "Find out what has that address: `ip route get 169.254.169.254`. Off Azure use another credential."
+        if error.endpoint == DEFAULT_ENDPOINT
+        else _NOT_THE_USUAL_ADDRESS,
     )
 
 
@@ -204,11 +193,11 @@ def _unusable(error: e.ImdsError) -> Finding:
         e.ImdsThrottledError: "IMDS is asked too much",
         e.ImdsServiceError: "IMDS is here, but ill",
     }[type(error)]
-    several = error.hint is not None and error.hint.startswith("Name one")
+    several = isinstance(error, e.IdentityUnavailableError) and several_identities(error.error_description or "")
     return Finding(
         "identities" if several else "identity",
         "problem",
-        f"{meaning}: {_came_back(error)}.",
+        f"{meaning}: {error._came_back}.",
         error.hint or "Try again later.",
     )
 

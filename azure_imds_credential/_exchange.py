@@ -219,7 +219,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
         verdict, slot = self.verdict, self.slot
         hint = hint_for(verdict, slot.identity)
         cls = verdict.error or e.ImdsServiceError
-        return cls(
+        error = cls(
             f"No token for {slot.resource}, asked of {slot.endpoint.url} as {slot.identity}: "
             f"{verdict.came_back}. {hint}",
             status=verdict.status,
@@ -233,3 +233,5 @@ class _Conversation(HTTPPolicy[Any, Any]):
             request_id=verdict.request_id,
             hint=hint,
         )
+        error._came_back, error._excerpt = verdict.came_back, verdict.excerpt or ""
+        return error

@@ -64,7 +64,7 @@ def no_answer(slot: "Slot", wish: "Configuration", reason: str = "") -> ImdsErro
     cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
     reason = reason or f"No whole answer within {wish.timeout:g} s: whatever listens there is slow, hung or not IMDS"
     hint = "Try again later, or check what listens at this address."
-    return cls(
+    error = cls(
         f"No token for {slot.resource}, asked of {slot.endpoint.url} as {slot.identity}. {reason}. {hint}",
         endpoint=slot.endpoint.url,
         identity=str(slot.identity),
@@ -72,6 +72,8 @@ def no_answer(slot: "Slot", wish: "Configuration", reason: str = "") -> ImdsErro
         elapsed=wish.timeout,
         hint=hint,
     )
+    error._came_back = reason
+    return error
 
 
 def failure(

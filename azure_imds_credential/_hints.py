@@ -44,11 +44,12 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
     if verdict.error is e.IdentityUnavailableError:
         return _assign(verdict.description or "", identity)
     if verdict.error is e.IdentityMismatchError:
-        return "The token was thrown away. Check which identities the machine has, and name the one you mean."
-    if verdict.error is e.ImdsRequestError:
         return (
-            "Check the scope: its resource must exist in the identity's tenant. The answer above says which it missed."
+            "The token was thrown away. Check what answers there and which identities the machine has, and name the "
+            "one you mean."
         )
+    if verdict.error is e.ImdsRequestError:
+        return _refused(verdict)
     if verdict.error is e.ImdsThrottledError:
         return (
             "A VM may ask IMDS 20 times a second and 5 at once. Find out who else asks; share one token between the "
@@ -70,9 +71,23 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
     )
 
 
+def _refused(verdict: Verdict) -> str:
+    if verdict.code == "invalid_resource":
+        return "Check the scope: its resource must exist in the identity's tenant."
+    if verdict.status in (401, 403):
+        # https://learn.microsoft.com/azure/virtual-machines/metadata-security-protocol/overview
+        return "IMDS refuses this process: look at the machine's Metadata Security Protocol, or another policy of it."
+    return "IMDS will not take this request as it is: check scope and identity, and what changed there of late."
+
+
+def several_identities(description: str) -> bool:
+    """Whether IMDS says that it cannot choose; in English, so this may only choose words."""
+    return "ultiple" in description
+
+
 def _assign(description: str, identity: Identity) -> str:
     if identity.kind == "system-assigned":
-        if "ultiple" in description:
+        if several_identities(description):
             return "Name one with client_id, object_id or resource_id: `az vm identity show -g GROUP -n VM` lists them."
         return (
             "Assign one: `az vm identity assign -g GROUP -n VM`. A new assignment may take minutes to arrive "

@@ -68,6 +68,8 @@ class ImdsError(ClientAuthenticationError):
         self.elapsed = elapsed
         self.request_id = request_id
         self.hint = hint
+        self._came_back = ""  # for `azure-imds doctor`: what was answered, without what was asked and the hint
+        self._excerpt = ""  # and the words of something that is not IMDS
         # AzureError notes whatever exception is being handled. That may hold a server's body or a frame's locals (a
         # token among them), and a traceback cannot be pickled.
         self.exc_type = self.exc_value = self.exc_traceback = None

@@ -362,6 +362,28 @@ def test_wait_gives_up(imds: ImdsEmulator) -> None:
     assert fake.time <= 11.0
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["token", VAULT, "--timeout", "abc"], "invalid float value: 'abc'"),
+        (["token"], "required: SCOPE"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["whoami", "--client", "x"], "unrecognized arguments: --client x"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_arguments_that_cannot_be_understood_are_told_as_json_too(
+    run: Callable[..., Run], argv: list[str], said: str
+) -> None:
+    """Exit code 2, a sentence and the usage on standard error, and with `--json` one object on standard output."""
+    plain, as_json = run(*argv), run(*argv, "--json")
+    assert (plain.code, as_json.code, plain.out) == (2, 2, "")
+    assert plain.err == as_json.err
+    assert said in plain.err
+    assert "usage: azure-imds" in plain.err
+    assert said in as_json.facts["message"]
+
+
 # secret, scan
 
 

@@ -48,6 +48,7 @@ class Machine:
     down: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     before: Callable[[ImdsEmulator], None] | None = None
+    at_the_usual_address: bool = True  # where the emulator stands for IMDS
 
 
 def aged(imds: ImdsEmulator) -> None:
@@ -243,6 +244,64 @@ MACHINES = [
         down=True,
     ),
     Machine(
+        "an address of one's own",
+        "reachable",
+        "problem",
+        "Nothing answers",
+        "not the address of IMDS, http://169.254.169.254,",
+        files={"/.dockerenv": ""},
+        down=True,
+        at_the_usual_address=False,
+    ),
+    Machine(
+        "a page at an address of one's own",
+        "reachable",
+        "problem",
+        "Something that is not IMDS answers",
+        "not the address of IMDS, http://169.254.169.254,",
+        faults=(faults.html(),) * 3,
+        at_the_usual_address=False,
+    ),
+    Machine(
+        "an IMDS that never ends its answer",
+        "identity",
+        "problem",
+        "IMDS is here, but ill: No whole answer within 0.5 s",
+        "Try again later",
+        arguments={"timeout": 0.5},
+        faults=(faults.drip(0.02),) * 3,
+    ),
+    Machine(
+        "headers that never end",
+        "reachable",
+        "problem",
+        "Nothing answers: No whole answer within 0.5 s",
+        "iptables",
+        arguments={"timeout": 0.5},
+        faults=(faults.drip(0.02, headers=True),) * 3,
+    ),
+    Machine(
+        "a policy that keeps this process out",
+        "identity",
+        "problem",
+        "IMDS or Entra refused the request itself: 403",
+        "Metadata Security Protocol",
+        faults=(faults.status(403),),
+    ),
+    Machine(
+        "an application that is gone",
+        "identity",
+        "problem",
+        "AADSTS700016",
+        "check scope and identity",
+        faults=(
+            faults.status(
+                400,
+                {"error": "unauthorized_client", "error_description": "AADSTS700016: gone", "error_codes": [700016]},
+            ),
+        ),
+    ),
+    Machine(
         "silence",
         "reachable",
         "problem",
@@ -341,6 +400,8 @@ def examined(machine: Machine, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPat
         wall_clock=lambda: time.time() + machine.clock_ahead,
     )
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+    if machine.at_the_usual_address:
+        monkeypatch.setattr(_doctor, "DEFAULT_ENDPOINT", imds.endpoint)
     if machine.before:
         machine.before(imds)
     if machine.faults:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -323,10 +324,42 @@ def test_a_port_that_is_taken_is_an_error() -> None:
         ImdsEmulator(port=imds.port).start()
 
 
+@pytest.mark.parametrize(
+    ("mistake", "error", "said"),
+    [
+        (lambda imds: imds.script(410), TypeError, r"faults.status\(410\); got 410"),
+        (lambda imds: imds.script(faults.drip), TypeError, r"faults.drip\(...\)"),
+        (lambda imds: imds.script(), ValueError, "at least one"),
+        (lambda imds: imds.random_faults(faults.status, rate=0.5, seed=1), TypeError, r"faults.status\(...\)"),
+        (lambda imds: imds.random_faults(faults.ok, rate=5, seed=1), ValueError, "rate must be a share from 0 to 1"),
+        (lambda imds: imds.random_faults(rate=0.5, seed=1), ValueError, "at least one"),
+        (lambda imds: imds.assign("app"), TypeError, "UserAssigned.*got 'app'"),
+        (lambda _: ImdsEmulator(identities=["app"]), TypeError, "UserAssigned.*got 'app'"),  # type: ignore[list-item] # that is the point
+        (lambda _: ImdsEmulator(profile="nope"), ValueError, "profile must be one of vm, vmss, aci, aks"),  # type: ignore[arg-type] # as above
+        (lambda _: ImdsEmulator(latency=-1), ValueError, "latency"),
+    ],
+    ids=lambda value: None if callable(value) else str(value)[:40],
+)
+def test_mistakes_of_the_tester_are_said_to_the_tester(
+    mistake: Callable[[Any], object], error: type[Exception], said: str
+) -> None:
+    """What is no fault, no identity and no share is refused where it is given, not on the server's thread."""
+    with ImdsEmulator() as imds, pytest.raises(error, match=said):
+        mistake(imds)
+
+
+@pytest.mark.parametrize("name", [name for name in faults.__all__ if name.islower()])
+def test_each_fault_of_the_kit_is_taken_once_it_is_made(name: str) -> None:
+    """Those that are faults are taken as they are, those that make faults say that they want to be called."""
+    as_it_is = name in ("chunked", "gzipped", "hang", "ok")
+    with ImdsEmulator() as imds, nullcontext() if as_it_is else pytest.raises(TypeError, match=name):
+        imds.script(getattr(faults, name))
+
+
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_what_is_no_port(port: int) -> None:
     """A number that is no port is a ValueError, as the command line expects it."""
-    with pytest.raises(ValueError, match=f"{port} is no port"):
+    with pytest.raises(ValueError, match=f"from 0 to 65535, got {port}"):
         ImdsEmulator(port=port).start()
 
 

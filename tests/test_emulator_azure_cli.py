@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from raw_http import TOKEN_TARGET, exchange
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential
-from azure_imds_credential.testing import AzureCliEmulator, RealTokensWarning, UserAssigned, run_emulator
+from azure_imds_credential.testing import AzureCliEmulator, RealTokensWarning, UserAssigned, _serve, run_emulator
 
 NOON = 1_800_000_000.0
 CLAIMS = {"appid": "04b07795-8ddb-461a-bbee-02f9e1bf7b46", "nbf": int(NOON) - 100, "aud": "x"}
@@ -273,11 +274,30 @@ def test_a_bridge_is_for_real_tokens_only() -> None:
         run_emulator(bridge="docker0")
 
 
+def test_a_burst_of_signals_ends_it_as_well() -> None:
+    """Supervisors repeat themselves: signals that come while one is handled hang nobody."""
+    with _serve._interruptions() as came:
+        for _ in range(200):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert set(came) == {signal.SIGTERM}
+    program = "from azure_imds_credential.testing import run_emulator; run_emulator(); print('over')"
+    child = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith("AZURE_POD_IDENTITY_AUTHORITY_HOST=")
+        for _ in range(50):
+            child.send_signal(signal.SIGTERM)
+        # A signal after the handlers are put back ends it, too, in its own way.
+        assert child.wait(20) in (0, -signal.SIGTERM)
+    finally:
+        child.kill()
+        child.stdout.close()
+        child.wait()
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_it(name: str) -> None:
     """Ctrl+C and SIGTERM end the program in order, with exit code 0."""
-    import signal
-
     program = "from azure_imds_credential.testing import run_emulator; run_emulator(say=lambda s: print(s, flush=True))"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

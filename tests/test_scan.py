@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,14 @@ def test_a_folder_is_scanned_to_the_bottom(tmp_path: Path) -> None:
     (tmp_path / "top.txt").write_text(LIVE)
     found = scan_recordings([tmp_path / "a", tmp_path / "top.txt"])
     assert [finding.path.name for finding in found] == ["deep.yaml", "top.txt"]
+
+
+@pytest.mark.parametrize("name", ["tokens.zip", "tokens.yaml"])
+def test_what_cannot_be_read_does_not_pass(tmp_path: Path, name: str) -> None:
+    """An archive may hold anything: it is a finding, whatever it is called."""
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("token", LIVE * 10)
+    assert [(each.path.name, each.what) for each in scan_recordings([tmp_path])] == [(name, "unreadable")]
 
 
 def test_a_scan_of_nothing_does_not_pass(tmp_path: Path) -> None:

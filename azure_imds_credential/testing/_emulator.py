@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import _discovery
 from . import faults as _faults
-from ._identities import TENANT_ID
+from ._identities import TENANT_ID, checked
 from ._imds import Imds
 from ._limits import Limits
 from ._profiles import PROFILES
@@ -68,9 +68,13 @@ class ImdsEmulator:
         renew_before: float = 0.0,
         known_resources: Collection[str] | None = None,
     ) -> None:
+        if profile not in PROFILES:
+            raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+        if latency < 0:
+            raise ValueError(f"latency must be seconds from 0, got {latency!r}")
         kind = PROFILES[profile]
         self._tokens = TokenService(kind.machine_id, token_lifetime, renew_before)
-        has = list(kind.identities if identities is None else identities)
+        has = [checked(identity) for identity in (kind.identities if identities is None else identities)]
         self._machine = Machine(kind, has, self._tokens, known_resources)
         self._clock, self._advanced = clock, 0.0
         self._imds = Imds(self._machine, self.now, latency, Limits() if throttle else None)
@@ -162,7 +166,7 @@ class ImdsEmulator:
 
     def assign(self, identity: Identity) -> None:
         """Gives the machine one more identity."""
-        self._machine.identities = [*self._machine.identities, identity]
+        self._machine.identities = [*self._machine.identities, checked(identity)]
 
     def remove(self, identity: Identity) -> None:
         """Takes an identity away from the machine."""
@@ -200,8 +204,6 @@ class ImdsEmulator:
                 math.inf: until `clear_faults`.
             path: The path whose requests are meant. Probes without the Metadata header count like any other.
         """
-        if not faults:
-            raise ValueError("a script needs at least one fault")
         self._imds.script.add(path, faults, None if seconds is None else self.now() + seconds)
 
     def random_faults(self, *faults: Fault, rate: float, seed: int) -> None:

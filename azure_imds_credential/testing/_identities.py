@@ -73,6 +73,17 @@ class UserAssigned:
 Identity = SystemAssigned | UserAssigned
 
 
+def checked(identity: Identity) -> Identity:
+    """The identity, if it is one.
+
+    Raises:
+        TypeError: It is something else, such as a name.
+    """
+    if not isinstance(identity, (SystemAssigned, UserAssigned)):
+        raise TypeError(f"an identity is a SystemAssigned() or UserAssigned(name), got {identity!r}")
+    return identity
+
+
 class IdentityNotFoundError(LookupError):
     """No identity of the machine has the name that was asked for, or there is none at all."""
 

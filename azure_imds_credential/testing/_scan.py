@@ -47,7 +47,7 @@ class Finding:
     Attributes:
         path: The file.
         where: The line, or the place in the document if it cannot be seen in the text.
-        what: "token", "bearer header", "secret value", "connection string" or "private key".
+        what: "token", "bearer header", "secret value", "connection string", "private key" or "unreadable".
         excerpt: How it begins, and how long it is; never the whole.
     """
 
@@ -64,7 +64,8 @@ def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     """What looks live in recordings; nothing found is an empty list.
 
     Looks into YAML (vcrpy), JSON and HAR, compressed ones too, into JSON inside them and into compressed or base64
-    bodies; other files are read as text. The tokens that `imds_vcr` leaves behind are dummies, known by a signature
+    bodies; other files are read as text, and what is no text is a finding. (A file that is base64 as a whole is not
+    decoded.) The tokens that `imds_vcr` leaves behind are dummies, known by a signature
     that no key makes.
 
     Args:
@@ -75,7 +76,10 @@ def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     """
     findings: list[Finding] = []
     for file in _files(paths):
-        findings += scan_text(_unpacked(file.read_bytes()), file)
+        text = _unpacked(file.read_bytes())
+        if "\0" in text:  # archives and the like: what cannot be looked into must not pass
+            findings.append(Finding(file, "file", "unreadable", "as text: take it away, or unpack it"))
+        findings += scan_text(text, file)
     return findings
 
 

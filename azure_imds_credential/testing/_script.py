@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from .faults import Fault
 
 
+def _check(faults: Sequence[Fault]) -> None:
+    """Say here what is no fault: on the server's thread nobody would see it.
+
+    Raises:
+        TypeError: One is no function, or a function of `faults` that makes a fault and was not called.
+        ValueError: There is none.
+    """
+    if not faults:
+        raise ValueError("at least one fault is needed")
+    for fault in faults:
+        if not callable(fault):
+            raise TypeError(f"a fault is a function, such as faults.status(410); got {fault!r}")
+        if getattr(fault, "__annotations__", {}).get("return") == "Fault":
+            raise TypeError(f"faults.{fault.__name__} makes a fault: call it, faults.{fault.__name__}(...)")
+
+
 @dataclass
 class _Window:
     """Faults for the requests of one path: one after the other, or the first for every request until a moment."""
@@ -33,11 +49,15 @@ class Script:
 
     def add(self, path: str, faults: Sequence[Fault], until: float | None = None) -> None:
         """Queues faults after those that are already there."""
+        _check(faults)
         with self._lock:
             self._windows.append(_Window(path, deque(faults), until))
 
     def at_random(self, faults: Sequence[Fault], rate: float, seed: int) -> None:
         """From now on a share of the requests gets one of the faults; the same seed gives the same sequence."""
+        _check(faults)
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate must be a share from 0 to 1, got {rate!r}")
         with self._lock:
             self._random = (tuple(faults), rate, random.Random(seed))  # noqa: S311 - repeatable on purpose
 

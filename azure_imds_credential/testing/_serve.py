@@ -48,27 +48,33 @@ def run_emulator(
         OSError: The port is taken.
     """
     if bridge is not None and source is None:
-        raise ValueError("a bridge is for tokens of the Azure CLI; otherwise name a host")
+        raise ValueError("a bridge is for tokens of the Azure CLI only: name a host instead")
     emulator: AzureCliEmulator | ImdsEmulator
     if source == "azure-cli":
         emulator = AzureCliEmulator(host=host, port=port, bridge=bridge)
     else:
         emulator = ImdsEmulator(identities, host=host, port=port, profile=profile, throttle=throttle)
-    with _interruptible(until or threading.Event()) as over, emulator:
+    until = until or threading.Event()
+    with _interruptions() as interruptions, emulator:
         say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={emulator.endpoint}")
-        while not over.wait(1):  # a wait without end cannot be interrupted on Windows
+        while not interruptions and not until.wait(0.5):  # a wait without end cannot be interrupted on Windows
             pass
 
 
 @contextmanager
-def _interruptible(over: threading.Event) -> Iterator[threading.Event]:
-    """Sets the event on SIGINT and SIGTERM; process 1 of a container ignores the latter unless it is handled."""
+def _interruptions() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; process 1 of a container ignores the latter unless it is handled.
+
+    In a list: a handler runs between two steps of the main thread, which may hold the lock of an event just then.
+    """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield over
+        yield came
         return
-    before = {number: signal.signal(number, lambda *_: over.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
     try:
-        yield over
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

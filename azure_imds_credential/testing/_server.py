@@ -32,7 +32,7 @@ class Server:
 
     def __init__(self, host: str, port: int, respond: Respond) -> None:
         if not 0 <= port <= 65535:
-            raise ValueError(f"{port} is no port")
+            raise ValueError(f"the port must be a number from 0 to 65535, got {port}")
         self._host = host
         self._port = port
         self._respond = respond
