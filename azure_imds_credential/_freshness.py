@@ -130,7 +130,7 @@ class Slot:
 
     token: RedactedToken | None = None
     info: RedactedTokenInfo | None = None
-    fresh_until = refresh_at = expires_at = stored_at = forced_at = retry_at = NEVER
+    fresh_until = refresh_at = expires_at = stored_at = cleared_at = forced_at = retry_at = NEVER
     forced_error: BaseException | None = None  # how the forced flight at `forced_at` failed, if it did
     failures = 0
 
@@ -156,7 +156,8 @@ class Slot:
         """Hold nothing, and keep nothing of what flights under way will bring."""
         self.fresh_until = self.refresh_at = self.expires_at = self.forced_at = self.retry_at = NEVER
         self.plain = self.forced = self.token = self.info = self.forced_error = None
-        self.stored_at, self.failures = now, 0
+        self.stored_at = self.cleared_at = now
+        self.failures = 0
 
     def __repr__(self) -> str:
         return f"<Slot {self.endpoint.url} {self.identity} {self.resource}>"

@@ -219,8 +219,10 @@ class TokenCache:
                 slot.forced = None
             if slot.plain is flight:
                 slot.plain = None
-            # A token that arrived after this flight set out is the newer one, however this one ends.
-            if outcome is not None and (flight.forced or slot.stored_at <= flight.started):
+            # A token that arrived after this flight set out is the newer one, however this one ends: unless IMDS was
+            # asked to bypass its own cache.
+            wanted = flight.started >= (slot.cleared_at if flight.forced else slot.stored_at)
+            if outcome is not None and wanted:
                 if outcome.error is None:
                     slot.hold(outcome.access_token, outcome.expires_at, now, self.world)
                 else:

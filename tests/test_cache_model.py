@@ -322,6 +322,16 @@ def test_a_forced_refresh_for_which_there_was_no_time_limits_nobody(machine: Cac
     assert machine.launched == 2
 
 
+def test_a_forced_refresh_that_hangs_is_no_success(machine: CacheMachine) -> None:
+    """Who forced it gets the error when the time is up, and never the token that he would not have."""
+    _first(machine)
+    machine.now += 100.0
+    caller = Caller(machine, KEYS[0], forced=True, timeout=10.0)
+    machine.now += 10.1
+    caller.go_on()
+    assert isinstance(caller.error, ImdsError)
+
+
 def test_a_slot_changes_under_the_lock_alone(machine: CacheMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made, asked for, filled, told anew by another wall clock, refreshed and failed: no step without the lock."""
     changed: list[str] = []
@@ -381,12 +391,13 @@ def test_a_place_at_the_gate_is_given_back_once(machine: CacheMachine) -> None:
     assert places == [True] * AT_ONCE + [False]
 
 
-def test_what_set_out_before_all_was_forgotten_is_not_kept(machine: CacheMachine) -> None:
-    """The next caller asks for himself, and the older answer goes to those who waited for it alone."""
-    Caller(machine, KEYS[0], forced=False)
+@pytest.mark.parametrize("forced", [False, True])
+def test_what_set_out_before_all_was_forgotten_is_not_kept(machine: CacheMachine, forced: bool) -> None:
+    """The next caller asks for himself, and the older answer goes to nobody."""
+    Caller(machine, KEYS[0], forced=forced)
     machine.now += 1.0
     machine.cache.forget()
-    Caller(machine, KEYS[0], forced=False)
+    Caller(machine, KEYS[0], forced=forced)
     assert machine.launched == 2
     slot, _ = machine.flying[0]
     _lands(machine, Outcome("https://a#old", machine.now + 86400.0))

@@ -171,7 +171,7 @@ def test_no_token_is_logged_where_no_thread_can_start(
     start = threading.Thread.start
 
     def refuse(self: threading.Thread) -> None:
-        if self.name == "azure-imds-credential":
+        if self.name == THREAD_NAME:
             raise RuntimeError("can't start new thread")
         start(self)
 
@@ -335,24 +335,26 @@ def test_hooks_run_in_the_context_of_the_caller_who_set_out(colour: Colour, imds
     assert found == ["of the caller"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the filter's own error
-def test_a_log_filter_that_fails_hangs_nobody(imds: ImdsEmulator) -> None:
+def test_a_log_filter_that_fails_hangs_nobody(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logging lets what a filter raises through: the token is handed out all the same, and at once."""
 
     def fail(record: logging.LogRecord) -> bool:
         raise KeyError("filter")
 
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
     logger = logging.getLogger("azure_imds_credential")
     logger.addFilter(fail)
     begun = time.monotonic()
     try:
         assert ImdsCredential(endpoint=imds.endpoint, timeout=30).get_token(VAULT).token == imds.tokens[0]
         assert time.monotonic() - begun < 10
-    finally:
-        logger.removeFilter(fail)
         for thread in threading.enumerate():
             if thread.name == THREAD_NAME:
-                thread.join(10)  # whose end is noticed during this test, then
+                thread.join(10)
+    finally:
+        logger.removeFilter(fail)
+    assert KeyError in [one.exc_type for one in told]
 
 
 def test_a_request_whose_caller_was_interrupted_while_it_set_out_ends_quietly(

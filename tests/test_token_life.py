@@ -354,14 +354,6 @@ def test_a_refresh_can_be_forced_anew_when_the_forced_token_is_dead(colour: Colo
         assert [request.param("bypass_cache") for request in imds.requests] == ["true", "true"]
 
 
-def test_a_forced_refresh_that_hangs_is_no_success(colour: Colour, imds: ImdsEmulator) -> None:
-    """Who forced it gets the error when the time is up, and never the token that he would not have."""
-    colour.ask(imds.endpoint)
-    imds.script(faults.endless_100_continue(0.005))
-    with pytest.raises(ImdsError):
-        colour.run(colour.ImdsCredential(endpoint=imds.endpoint, timeout=0.3).get_token(VAULT, force_refresh=True))
-
-
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
 def test_a_second_scope_is_refused_though_a_token_is_held(colour: Colour, imds: ImdsEmulator, method: str) -> None:
     """The fast way to a held token does not overlook what is wrong with a call."""
