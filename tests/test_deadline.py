@@ -165,14 +165,6 @@ def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, 
     imds.assert_requests(1)
 
 
-def test_a_hung_flight_is_replaced_for_those_who_have_time(imds: ImdsEmulator, colour: Colour) -> None:
-    """One request that hangs does not keep later callers from a token."""
-    imds.script(faults.hang)
-    with pytest.raises(ImdsError):
-        colour.ask(imds.endpoint, timeout=TIMEOUT)
-    assert colour.ask(imds.endpoint, timeout=20).token in imds.tokens
-
-
 def test_hung_flights_do_not_fill_the_gate(imds: ImdsEmulator, colour: Colour) -> None:
     """Ten requests that hang leave room for the eleventh."""
     imds.script(*[faults.endless_100_continue(0.005)] * 10)
