@@ -188,7 +188,7 @@ def _seconds(name: str, value: float, *, above_zero: bool = False) -> float:
 def _checked_options(given: dict[str, Any]) -> dict[str, Any]:
     for name in given.keys() & NAMES_ELSEWHERE.keys():
         raise TypeError(f"unexpected argument {name!r}: {NAMES_ELSEWHERE[name]}")
-    options = {name: value for name, value in given.items() if not _changes_nothing(value)}
+    options = {name: value for name, value in given.items() if not _changes_nothing(name, value)}
     if "proxies" in options:
         raise ValueError("proxies: IMDS is link-local and must not be asked through a proxy; leave the option out")
     unknown = sorted(options.keys() - PIPELINE_OPTIONS)
@@ -229,9 +229,13 @@ def _checked_options(given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _changes_nothing(value: object) -> bool:
+def _changes_nothing(name: str, value: object) -> bool:
     """Such an option is as good as absent, so that the credential shares the process's cache."""
-    return value is None or value is False or (isinstance(value, (list, tuple, dict)) and not value)
+    if name == "logging_enable":
+        return value is None or value is False
+    if name in ("per_call_policies", "per_retry_policies", "proxies", "tracing_options"):
+        return value is None or value in ([], (), {})
+    return value is None
 
 
 def _refuse_async(name: str, value: object, *methods: str) -> None:

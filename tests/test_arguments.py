@@ -119,6 +119,8 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
         ({"user_agent": "\u00fc"}, ValueError, "user_agent"),
         ({"user_agent": 1}, ValueError, "user_agent"),
         ({"transport": object()}, TypeError, "transport"),
+        ({"transport": []}, TypeError, "transport"),
+        ({"retry_total": False}, ValueError, "retry_total"),
         ({"per_call_policies": 1}, TypeError, "per_call_policies"),
         ({"per_retry_policies": [object()]}, TypeError, "per_retry_policies"),
         ({"per_retry_policies": "x"}, TypeError, "per_retry_policies"),
