@@ -21,6 +21,7 @@ from ._retry import Retry
 BODY_LIMIT = 1 << 20  # bytes; real answers have about 2,000 (imds: 1,669 and 1,906 seen)
 SERVER = "IMDS/"  # how its header of that name begins
 BROKE_OFF = "the answer broke off"
+GUID_LENGTH = 36
 EXCERPT_LIMIT = 200  # characters of a foreign answer that an error may show
 
 # Statuses for which the documentation says "ask again", and which another server may give while IMDS restarts.
@@ -141,6 +142,10 @@ def _known(reply: Reply, payload: Mapping[str, Any], now: float) -> Verdict:
     words = reply.fault and f", {reply.fault}"
     if code and description:
         words = f" {code}: {description}"[:EXCERPT_LIMIT]
+    # Entra's own, at the end of its description, which is cut; its support asks for them.
+    for name, member in (("trace ID", "trace_id"), ("correlation ID", "correlation_id")):
+        if isinstance(payload.get(member), str):
+            words += f", {name} {excerpt(payload[member])[:GUID_LENGTH]}"
     return Verdict(
         None,
         f"{reply.status}{words}",

@@ -403,3 +403,12 @@ def test_nothing_that_holds_a_token_shows_it() -> None:
     assert verdict.access_token == "dummy-secret-value"
     for shown in (repr(reply), str(reply), repr(verdict), str(verdict), f"{[verdict, reply]}"):
         assert "dummy-secret" not in shown
+
+
+def test_entras_ids_for_its_support_outlive_the_cut() -> None:
+    """They stand at the end of a description that is longer than an error may show; so they are told beside it."""
+    capture = Path(__file__).parent / "captures" / "vm-400-invalid-resource-aadsts500011-2022-11-10.json"
+    body = json.loads(capture.read_text(encoding="utf-8"))["body"]
+    verdict = judged(answer(400, body))
+    assert body["trace_id"] not in (verdict.description or "")
+    assert verdict.came_back.endswith(f", trace ID {body['trace_id']}, correlation ID {body['correlation_id']}")
