@@ -120,7 +120,7 @@ def test_tests_pass(block: Block, pytester: pytest.Pytester) -> None:
     """Tests of the pages pass as they stand, with warnings as errors and no plugin but ours."""
     pytester.makepyfile(test_page=block.text)
     others = [f"-pno:{name}" for name in ("anyio", "cacheprovider", "hypothesispytest", "platformdirs", "xdist")]
-    done = pytester.runpytest_inprocess("-W", "error", "--strict-markers", *others)
+    done = pytester.runpytest_subprocess("-W", "error", "--strict-markers", *others)
     done.assert_outcomes(passed=block.text.count("def test_"))
 
 
@@ -158,11 +158,11 @@ def test_commands_do_what_is_shown(
                 code = _cli.main(words[1:])
             except SystemExit as end:  # argparse after --help
                 code = int(end.code or 0)
-            said = capsys.readouterr().out
+            said, complaint = capsys.readouterr()
             if os.environ.get("UPDATE_DOCS") and command.endswith("--help"):
                 write_anew(block, command, said)
                 continue
-            assert code == 0
+            assert code == 0, complaint
             assert output in ("", said)
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
