@@ -437,37 +437,30 @@ def test_a_token_for_another_identity_is_thrown_away(kind: str, colour: Colour, 
     imds.assert_requests(2)
 
 
-def test_wait_for_identity_asks_until_it_arrives(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new assignment takes minutes to arrive: a caller that was told to wait gets its token then."""
+@pytest.fixture
+def late(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> UserAssigned:
+    """An identity that arrives with the third answer; who waits for one asks twenty times a second."""
     monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.05)
-    late = UserAssigned("late")
+    identity = UserAssigned("late")
 
     def arrive(reply: Reply) -> Steps:
         if len(imds.requests) == 3:
-            imds.assign(late)
+            imds.assign(identity)
         yield reply.encode()
 
     imds.script(arrive, seconds=math.inf)
+    return identity
+
+
+def test_wait_for_identity_asks_until_it_arrives(colour: Colour, imds: ImdsEmulator, late: UserAssigned) -> None:
+    """A new assignment takes minutes to arrive: a caller that was told to wait gets its token then."""
     token = colour.ask(imds.endpoint, client_id=late.client_id, wait_for_identity=30, timeout=60)
     assert token.token in imds.tokens
     imds.assert_requests(4, client_id=late.client_id)
 
 
-def test_a_forced_refresh_waits_for_an_identity_too(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forced_refresh_waits_for_an_identity_too(colour: Colour, imds: ImdsEmulator, late: UserAssigned) -> None:
     """The limit of one forced refresh in 30 s is not held against the call that is still asking."""
-    monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.05)
-    late = UserAssigned("late")
-
-    def arrive(reply: Reply) -> Steps:
-        if len(imds.requests) == 3:
-            imds.assign(late)
-        yield reply.encode()
-
-    imds.script(arrive, seconds=math.inf)
     credential = colour.ImdsCredential(
         endpoint=imds.endpoint, client_id=late.client_id, wait_for_identity=30, timeout=60
     )

@@ -184,6 +184,48 @@ def test_a_fork_in_the_middle_of_the_import_of_msal_does_no_harm(imds: ImdsEmula
     assert sum(half_done for half_done, _ in results) >= 3, "the forks came too late to show anything"
 
 
+# Stops the import of one module for a moment, in which the main thread forks.
+FORK_WHILE_A_MODULE_IS_LOADED = """
+import os, select, sys, threading, time
+from azure_imds_credential import ImdsCredential
+
+name, endpoint = sys.argv[1:]
+loading = threading.Event()
+
+class Stop:
+    def find_spec(self, wanted, path=None, target=None):
+        if wanted == name:
+            loading.set()
+            time.sleep(0.5)  # time for a fork that waits for nothing
+
+sys.meta_path.insert(0, Stop())
+credential = ImdsCredential(endpoint=endpoint, timeout=20)
+thread = threading.Thread(target=credential.get_token, args=("https://parent.example/.default",))
+thread.start()
+assert loading.wait(10), "it is not loaded at all"
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    token = credential.get_token("https://child.example/.default").token
+    os.write(write, b"token" if token else b"none")
+    os._exit(0)
+os.close(write)
+ready, _, _ = select.select([read], [], [], 10)
+print(os.read(read, 10).decode() if ready else "hangs")
+os.kill(child, 9)
+os.waitpid(child, 0)
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("module", ["concurrent.futures._base", "msal.managed_identity", "requests.sessions"])
+def test_a_fork_waits_for_what_is_being_loaded(imds: ImdsEmulator, module: str) -> None:
+    """No child inherits an import that never ends, be it of the future that callers wait for or of the HTTP stack."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_WHILE_A_MODULE_IS_LOADED]
+    done = subprocess.run([*command, module, imds.endpoint], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "token\n"
+
+
 def test_a_child_does_not_wait_for_a_forced_request_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
     """A forced refresh of the parent hangs; the child that forces one sends its own."""
     answer = threading.Event()
