@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import exceptions as e
 from ._claims import claims_of
@@ -103,13 +104,20 @@ def secret(arguments: argparse.Namespace) -> Result:
     except ImportError as error:
         raise CommandError("reading secrets needs `pip install 'azure-imds-credential[keyvault]'`") from error
     credential = _credential(arguments)
+    if not _is_https(arguments.vault_url):
+        raise CommandError(
+            f"VAULT_URL must be the URL of a Key Vault, such as https://myvault.vault.azure.net, "
+            f"got {arguments.vault_url!r}"
+        )
     try:
         with SecretClient(arguments.vault_url, credential) as client:
             found = client.get_secret(arguments.name)
     except e.ImdsError:
         raise
-    except (AzureError, ValueError) as error:  # a ValueError says that the URL is not that of a vault
+    except AzureError as error:
         raise CommandError(_vault_said(error), VAULT) from error
+    except ValueError as error:  # of what the command was given, not of what the vault said
+        raise CommandError(str(error)) from error
     return Result({"name": found.name, "id": found.id, "value": found.value}, found.value or "")
 
 
@@ -182,6 +190,14 @@ def _credential(arguments: argparse.Namespace, **options: Any) -> ImdsCredential
     except ValueError as error:
         raise CommandError(str(error)) from error
     return credential
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme == "https" and bool(parts.hostname)
 
 
 def _vault_said(error: Exception) -> str:

@@ -401,12 +401,13 @@ def test_secret_that_is_not_there(run: Callable[..., Run], imds: ImdsEmulator, v
     assert "SecretNotFound" in ended.err
 
 
-@pytest.mark.parametrize("url", ["", "http://127.0.0.1:9"])
+@pytest.mark.parametrize("url", ["", "myvault", "http://127.0.0.1:9", "https://", "https://[1"])
 def test_vault_that_is_none(run: Callable[..., Run], imds: ImdsEmulator, url: str) -> None:
-    """A URL that is not that of a vault ends in a sentence, not in a traceback, and gets no token."""
+    """A URL that is not that of a vault is a wrong argument: it is named, with code 2, and gets no token."""
     ended = run("secret", url, "greeting")
-    assert (ended.code, ended.out) == (9, "")
-    assert ended.err.startswith("azure-imds: ")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("azure-imds: VAULT_URL must be the URL of a Key Vault, such as https://")
+    assert ended.err.endswith(f"got {url!r}\n")
     imds.assert_requests(0)
 
 
