@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__, _commands
-from ._results import EXIT_CODES, FOUND, INTERRUPTED, USAGE, VAULT, CommandError, Result, facts_of
+from ._results import (
+    EXIT_CODES,
+    FOUND,
+    INTERRUPTED,
+    OUTPUT,
+    USAGE,
+    VAULT,
+    CommandError,
+    OutputError,
+    Result,
+    facts_of,
+    show,
+)
 from .exceptions import ImdsError
 
 _EPILOG = f"""\
@@ -19,6 +32,7 @@ exit codes:
   {USAGE}    wrong arguments, or an extra is not installed
 {"".join(f"  {code}    {cls.__name__}" + chr(10) for cls, code in EXIT_CODES.items())}\
   {VAULT}    the vault refused or cannot be reached
+  {OUTPUT}   standard output cannot be written
   {INTERRUPTED}  interrupted
 """
 
@@ -32,6 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as `azure-imds --help` lists them.
     """
+    # What libraries warn of in their logs would stand between the lines of standard error, with no word of whose it is.
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    try:
+        return _run(argv)
+    except OutputError as error:
+        _complain(error)
+        return OUTPUT
+
+
+def _run(argv: Sequence[str] | None) -> int:
     as_json = "--json" in (sys.argv[1:] if argv is None else argv)  # also where the rest cannot be understood
     try:
         arguments = _parser().parse_args(argv)
@@ -43,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     if result.facts:
-        print(json.dumps(result.facts, indent=2) if as_json else result.text)  # noqa: T201 # its job
+        show(json.dumps(result.facts, indent=2) if as_json else result.text)
     return result.code
 
 
@@ -55,9 +79,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _failed(as_json: bool, error: Exception, code: int, facts: dict[str, object]) -> int:
     if as_json:
-        print(json.dumps(facts, indent=2))  # noqa: T201 # its job
-    print(f"azure-imds: {error}", file=sys.stderr)  # noqa: T201 # its job
+        show(json.dumps(facts, indent=2))
+    _complain(error)
     return code
+
+
+def _complain(error: Exception) -> None:
+    print(f"azure-imds: {error}", file=sys.stderr)  # noqa: T201 # its job
 
 
 def _parser() -> _Parser:

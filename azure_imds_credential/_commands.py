@@ -16,7 +16,19 @@ from urllib.parse import urlsplit
 from . import exceptions as e
 from ._claims import claims_of
 from ._credential import ImdsCredential
-from ._results import EXIT_CODES, FOUND, USAGE, VAULT, CommandError, Result, facts_of, identity_rows, instant, table
+from ._results import (
+    EXIT_CODES,
+    FOUND,
+    USAGE,
+    VAULT,
+    CommandError,
+    Result,
+    facts_of,
+    identity_rows,
+    instant,
+    show,
+    table,
+)
 from ._source import ManagedIdentitySource, detect_source
 
 WAIT_EVERY = 5.0  # seconds between two questions of `wait`, ± 20 % so that the pods of a node drift apart
@@ -134,7 +146,7 @@ def emulate(arguments: argparse.Namespace) -> Result:
 
     def say(line: str) -> None:
         name, _, value = line.partition("=")
-        print(json.dumps({name: value}) if arguments.json else line, flush=True)  # noqa: T201 # for scripts to read
+        show(json.dumps({name: value}) if arguments.json else line)
 
     try:
         run_emulator(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -10,7 +12,7 @@ from typing import Any
 from . import exceptions as e
 from ._claims import IdentityInfo
 
-FOUND, USAGE, VAULT, INTERRUPTED = 1, 2, 9, 130  # 2 is argparse's own; 130 is what shells give for SIGINT
+FOUND, USAGE, VAULT, OUTPUT, INTERRUPTED = 1, 2, 9, 10, 130  # 2 is argparse's own; 130 is what shells give for SIGINT
 EXIT_CODES: dict[type[e.ImdsError], int] = {
     e.ImdsUnavailableError: 3,
     e.IdentityUnavailableError: 4,
@@ -36,6 +38,24 @@ class CommandError(Exception):
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OutputError(Exception):
+    """Standard output takes no more: a full disk, or a reader that has gone."""
+
+
+def show(text: str) -> None:
+    """Print a result at once, so that it is known whether it arrived.
+
+    Raises:
+        OutputError: It did not.
+    """
+    try:
+        print(text, flush=True)  # noqa: T201 # its job
+    except OSError as error:
+        # Python would try once more as it ends, and say so in its own way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def facts_of(error: e.ImdsError) -> dict[str, Any]:

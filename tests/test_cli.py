@@ -27,7 +27,7 @@ from azure_imds_credential import (
 )
 from azure_imds_credential._cli import main
 from azure_imds_credential._commands import Clocks
-from azure_imds_credential._results import EXIT_CODES, FOUND, INTERRUPTED, USAGE
+from azure_imds_credential._results import EXIT_CODES, FOUND, INTERRUPTED, OUTPUT, USAGE
 from azure_imds_credential._results import VAULT as VAULT_REFUSED
 from azure_imds_credential.exceptions import ImdsError
 from azure_imds_credential.testing import (
@@ -236,7 +236,7 @@ def test_exit_codes_are_told_apart() -> None:
     """Every class of error that can be raised is in the table, and no two share a code with each other or the rest."""
     classes = {cls for cls in ImdsError.__subclasses__() if cls.__module__ == ImdsError.__module__}
     assert set(EXIT_CODES) == classes
-    codes = [*EXIT_CODES.values(), 0, FOUND, USAGE, VAULT_REFUSED, INTERRUPTED]
+    codes = [*EXIT_CODES.values(), 0, FOUND, USAGE, VAULT_REFUSED, OUTPUT, INTERRUPTED]
     assert len(set(codes)) == len(codes)
 
 
@@ -508,6 +508,43 @@ def test_as_a_process(command: list[str], imds: ImdsEmulator) -> None:
         command = [str(Path(sys.executable).parent / "azure-imds")]
     done = subprocess.run([*command, "whoami", "--json"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["client_id"] == SYSTEM.client_id
+
+
+COMMAND = [sys.executable, "-W", "error", "-m", "azure_imds_credential"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+@pytest.mark.parametrize("argv", [["whoami"], ["whoami", "--json"], ["token", "two scopes", "--json"], ["emulate"]])
+def test_an_output_that_takes_nothing_is_told(imds: ImdsEmulator, argv: list[str]) -> None:
+    """Where standard output cannot be written, one sentence says so, with an exit code of its own."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *argv], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    said = "azure-imds: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (OUTPUT, said)
+
+
+def test_a_reader_that_has_gone_is_told(imds: ImdsEmulator) -> None:
+    """A pipe that nobody reads any more is such an output, too."""
+    with subprocess.Popen([*COMMAND, "whoami"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None  # communicate() would read it
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.count("\n")) == (OUTPUT, 1)
+    assert said.startswith("azure-imds: standard output cannot be written: ")
+
+
+def test_logs_of_libraries_are_not_mixed_into_the_messages(imds: ImdsEmulator) -> None:
+    """What azure-core logs of an answer that broke off is not printed: the command's own message says it."""
+    imds.script(faults.wrong_length(), faults.wrong_length())
+    done = subprocess.run(
+        [*COMMAND, "whoami", "--timeout", "30"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == EXIT_CODES[ImdsServiceError]
+    assert [line[:11] for line in done.stderr.splitlines()] == ["azure-imds:"]
+    assert "the answer broke off" in done.stderr
 
 
 # emulate
