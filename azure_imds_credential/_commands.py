@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def secret(arguments: argparse.Namespace) -> Result:
 def emulate(arguments: argparse.Namespace) -> Result:
     """Run the emulator until it is interrupted."""
     try:
-        from .testing import SystemAssigned, UserAssigned, run_emulator
+        from .testing import RealTokensWarning, SystemAssigned, UserAssigned, run_emulator
     except ImportError as error:
         raise CommandError(_TESTING_EXTRA) from error
     system = [SystemAssigned()] if arguments.system_assigned else []
@@ -149,16 +150,20 @@ def emulate(arguments: argparse.Namespace) -> Result:
         show(json.dumps({name: value}) if arguments.json else line)
 
     try:
-        run_emulator(
-            named or ([] if arguments.no_identity else None),
-            host=arguments.host,
-            port=arguments.port,
-            profile=arguments.profile,
-            throttle=arguments.throttle,
-            source=arguments.source,
-            bridge=arguments.bridge,
-            say=say,
-        )
+        with warnings.catch_warnings():
+            # Whoever asked for real tokens is told, in the form of a program, also where warnings are errors.
+            warnings.simplefilter("always", RealTokensWarning)
+            warnings.showwarning = lambda warning, *_, **__: _say(str(warning))
+            run_emulator(
+                named or ([] if arguments.no_identity else None),
+                host=arguments.host,
+                port=arguments.port,
+                profile=arguments.profile,
+                throttle=arguments.throttle,
+                source=arguments.source,
+                bridge=arguments.bridge,
+                say=say,
+            )
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     return Result({}, "")

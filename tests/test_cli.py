@@ -595,6 +595,21 @@ def test_emulate_refuses(run: Callable[..., Run], argv: list[str], said: str) ->
     assert "Traceback" not in ended.err
 
 
+def test_emulate_warns_of_real_tokens_in_a_sentence() -> None:
+    """`emulate --from azure-cli` says what it hands out in a sentence, also where warnings are errors."""
+    command = [*COMMAND, "emulate", "--from", "azure-cli"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("AZURE_POD_IDENTITY_AUTHORITY_HOST=")
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=30)
+    assert said.count("\n") == 1
+    assert said.startswith("azure-imds: REAL access tokens of whoever is logged in to the Azure CLI are handed out on ")
+    assert process.returncode == 0
+
+
 def test_emulate_as_a_process() -> None:
     """`azure-imds emulate --json` tells where it is, answers, and ends well when it is asked to."""
     command = [sys.executable, "-m", "azure_imds_credential", "emulate", "--json", "--user-assigned", "app"]
