@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import logging
 import sys
@@ -165,9 +166,24 @@ def _asking(timeout: float) -> _Parser:
     return parent
 
 
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an IP address such as 127.0.0.1, got {text!r}") from None
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def _add_emulate(emulate: argparse.ArgumentParser) -> None:
-    emulate.add_argument("--host", default="127.0.0.1", help="IP address to listen on (default: %(default)s)")
-    emulate.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default: 0)")
+    emulate.add_argument(
+        "--host", type=_address, default="127.0.0.1", help="IP address to listen on (default: %(default)s)"
+    )
+    emulate.add_argument("--port", type=_port, default=0, help="port to listen on; 0 takes a free one (default: 0)")
     emulate.add_argument("--profile", choices=("vm", "vmss", "aci", "aks"), default="vm", help="kind of machine")
     emulate.add_argument("--no-identity", action="store_true", help="a machine without any identity")
     emulate.add_argument("--system-assigned", action="store_true", help="a system-assigned identity")

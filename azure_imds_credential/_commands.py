@@ -144,6 +144,8 @@ def emulate(arguments: argparse.Namespace) -> Result:
     named: list[SystemAssigned | UserAssigned] = [*system, *map(UserAssigned, arguments.user_assigned)]
     if named and arguments.no_identity:
         raise CommandError("--no-identity cannot be combined with --system-assigned or --user-assigned")
+    if arguments.bridge is not None and arguments.source is None:
+        raise CommandError("--bridge needs --from azure-cli; without it name an address with --host")
 
     def say(line: str) -> None:
         name, _, value = line.partition("=")

@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
     Attributes:
         check: What was looked at.
-        level: "ok", "note" (remarkable, works nevertheless) or "problem" (there is no token because of it).
+        level: "ok", "note" (unusual, works nevertheless) or "problem" (there is no token because of it).
         says: What was found.
         next: What to do about it.
     """

@@ -482,7 +482,7 @@ def test_forget_empties_the_shared_cache(
 
 
 def test_doctor_is_thin(run: Callable[..., Run], imds: ImdsEmulator) -> None:
-    """`doctor` ends with 0 where the identity can be used, whatever else is remarked; JSON has all findings."""
+    """`doctor` ends with 0 where the identity can be used, whatever else is unusual; JSON has all findings."""
     healthy = run("doctor", "--json", "--scope", VAULT)
     assert (healthy.code, healthy.facts["usable"], healthy.facts["error"]) == (0, True, None)
     assert healthy.facts["identity"]["client_id"] == SYSTEM.client_id
@@ -582,7 +582,12 @@ def test_emulate_makes_the_machine(
     ("argv", "said"),
     [
         (["--no-identity", "--system-assigned"], "--no-identity"),
-        (["--bridge", "docker0"], "bridge"),
+        (["--bridge", "docker0"], "azure-imds: --bridge needs --from azure-cli"),
+        (["--host", "localhost"], "--host: must be an IP address such as 127.0.0.1, got 'localhost'"),
+        (["--from", "azure-cli", "--host", "localhost"], "--host: must be an IP address"),
+        (["--port", "99999"], "--port: must be a number from 0 to 65535, got '99999'"),
+        (["--port=-1"], "--port: must be a number from 0 to 65535"),
+        (["--port", "x"], "--port: must be a number from 0 to 65535"),
         (["--from", "azure-cli", "--host", "192.0.2.1"], "192.0.2.1"),
         (["--host", "192.0.2.1"], "Errno"),  # an address that this machine does not have
     ],
