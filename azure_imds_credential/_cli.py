@@ -22,6 +22,7 @@ from ._results import (
     OutputError,
     Result,
     facts_of,
+    message_of,
     show,
 )
 from .exceptions import ImdsError
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except OutputError as error:
-        _complain(error)
+        _complain(str(error))
         return OUTPUT
 
 
@@ -62,9 +63,9 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments = _parser().parse_args(argv)
         result: Result = arguments.run(arguments)
     except ImdsError as error:
-        return _failed(as_json, error, EXIT_CODES.get(type(error), USAGE), facts_of(error))
+        return _failed(as_json, message_of(error), EXIT_CODES.get(type(error), USAGE), facts_of(error))
     except CommandError as error:
-        return _failed(as_json, error, error.code, {"error": type(error).__name__, "message": str(error)})
+        return _failed(as_json, str(error), error.code, {"error": type(error).__name__, "message": str(error)})
     except KeyboardInterrupt:
         return INTERRUPTED
     if result.facts:
@@ -78,15 +79,15 @@ class _Parser(argparse.ArgumentParser):
         raise CommandError(f"{message}\n{self.format_usage().strip()}")
 
 
-def _failed(as_json: bool, error: Exception, code: int, facts: dict[str, object]) -> int:
+def _failed(as_json: bool, message: str, code: int, facts: dict[str, object]) -> int:
     if as_json:
         show(json.dumps(facts, indent=2))
-    _complain(error)
+    _complain(message)
     return code
 
 
-def _complain(error: Exception) -> None:
-    print(f"azure-imds: {error}", file=sys.stderr)  # noqa: T201 # its job
+def _complain(message: str) -> None:
+    print(f"azure-imds: {message}", file=sys.stderr)  # noqa: T201 # its job
 
 
 def _parser() -> _Parser:

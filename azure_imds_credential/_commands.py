@@ -26,6 +26,7 @@ from ._results import (
     Result,
     facts_of,
     identity_rows,
+    in_a_shell,
     instant,
     show,
     table,
@@ -207,7 +208,7 @@ def _credential(arguments: argparse.Namespace, **options: Any) -> ImdsCredential
             with suppress(e.ImdsError):  # another source: asking for the token says so as well
                 credential.token_provider(arguments.scope)
     except ValueError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(in_a_shell(str(error))) from error
     return credential
 
 

@@ -14,6 +14,7 @@ from ._claims import IdentityInfo
 from ._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from ._credential import ImdsCredential
 from ._hints import several_identities
+from ._results import in_a_shell
 from ._signs import Finding, Place, Surroundings, other_source, signs
 
 SKEW_SECONDS = 300  # from here on services refuse what a clock says; Entra and Kerberos both allow five minutes
@@ -98,7 +99,9 @@ def examine(
 def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surroundings) -> Finding:
     if not isinstance(error, e.ImdsUnavailableError):
         if not answers.statuses and error is not None:
-            return Finding("reachable", "problem", f"No answer: {error._came_back}.", error.hint or "Try again later.")
+            return Finding(
+                "reachable", "problem", f"No answer: {error._came_back}.", in_a_shell(error.hint or "Try again later.")
+            )
         who = f"its Server header says {answers.server}" if answers.server else "without a Server header"
         return Finding("reachable", "ok", f"IMDS answers, {who}.")
     if not answers.statuses:
@@ -198,7 +201,7 @@ def _unusable(error: e.ImdsError) -> Finding:
         "identities" if several else "identity",
         "problem",
         f"{meaning}: {error._came_back}.",
-        error.hint or "Try again later.",
+        in_a_shell(error.hint or "Try again later."),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,17 @@ EXIT_CODES: dict[type[e.ImdsError], int] = {
     e.ImdsRequestError: 6,
     e.ImdsThrottledError: 7,
     e.ImdsServiceError: 8,
+}
+
+
+# How what the library calls an argument is spelled by those who typed a command.
+_IN_A_SHELL = {
+    "client_id": "--client-id",
+    "object_id": "--object-id",
+    "resource_id": "--resource-id",
+    "endpoint must": "--endpoint must",
+    "timeout must": "--timeout must",
+    "wait_for_identity waits": "`azure-imds wait` waits",
 }
 
 
@@ -58,13 +70,26 @@ def show(text: str) -> None:
         raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
+def in_a_shell(text: str) -> str:
+    """Put words of this package, such as a hint, in terms of the options that a command has."""
+    return re.sub(rf"\b(?:{'|'.join(_IN_A_SHELL)})\b", lambda found: _IN_A_SHELL[found[0]], text)
+
+
+def message_of(error: e.ImdsError) -> str:
+    """Say what went wrong to those who typed a command: the hint in their terms, the words of others as they are."""
+    said, hint = str(error), error.hint
+    return said.removesuffix(hint) + in_a_shell(hint) if hint and said.endswith(hint) else said
+
+
 def facts_of(error: e.ImdsError) -> dict[str, Any]:
     """Say everything an error knows, in a form that JSON has."""
     names = (
         "status", "error_code", "error_description", "endpoint", "identity", "resource", "attempts", "elapsed",
         "request_id", "hint",
     )  # fmt: skip
-    return {"error": type(error).__name__, "message": str(error), **{name: getattr(error, name) for name in names}}
+    facts = {name: getattr(error, name) for name in names}
+    hint = error.hint and in_a_shell(error.hint)
+    return {"error": type(error).__name__, "message": message_of(error), **facts, "hint": hint}
 
 
 def identity_rows(identity: IdentityInfo) -> dict[str, object]:

@@ -138,7 +138,7 @@ def test_scenario_without_identity(run: Callable[..., Run], imds: ImdsEmulator, 
     said = (
         "azure-imds: No token for https://vault.azure.net, asked of ENDPOINT as system-assigned: 400 invalid_request: "
         "Identity not found. Assign one: `az vm identity assign -g GROUP -n VM`. A new assignment may take minutes to "
-        "arrive (wait_for_identity waits for it).\n"
+        "arrive (`azure-imds wait` waits for it).\n"
     )
     for command in (["token", VAULT], ["whoami", "--scope", VAULT], ["secret", vault.url, "greeting"]):
         ended = run(*command)
@@ -245,12 +245,15 @@ def test_exit_codes_are_told_apart() -> None:
     [
         ([], "required: COMMAND"),
         (["token"], "required: SCOPE"),
-        (["token", VAULT, "--client-id", "a", "--object-id", "b"], "one of client_id, object_id and resource_id"),
-        (["token", VAULT, "--client-id", ""], "client_id must name an identity"),
+        (
+            ["token", VAULT, "--client-id", "a", "--object-id", "b"],
+            "one of --client-id, --object-id and --resource-id, got --client-id, --object-id\n",
+        ),
+        (["token", VAULT, "--client-id", ""], "azure-imds: --client-id must name an identity"),
         (["token", "two scopes"], "names no resource"),
-        (["whoami", "--endpoint", "localhost"], "endpoint must be a base URL"),
-        (["doctor", "--endpoint", "localhost"], "endpoint must be a base URL"),
-        (["wait", "--timeout", "-1"], "timeout"),
+        (["whoami", "--endpoint", "localhost"], "azure-imds: --endpoint must be a base URL"),
+        (["doctor", "--endpoint", "localhost"], "azure-imds: --endpoint must be a base URL"),
+        (["wait", "--timeout", "-1"], "azure-imds: --timeout must be a number of seconds above 0"),
         (["scan", "/no/such/recording"], "nothing to scan"),
     ],
 )
@@ -270,6 +273,33 @@ def test_interruption_is_quiet(run: Callable[..., Run], imds: ImdsEmulator, monk
 
     monkeypatch.setattr("azure_imds_credential.ImdsCredential.get_token_info", interrupt)
     assert run("token", VAULT) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", ["token", "doctor"])
+@pytest.mark.parametrize(
+    ("has", "named", "options"),
+    [
+        ([], [], ["`azure-imds wait`"]),
+        ([USER], ["--object-id", NOBODY], ["--object-id", "`azure-imds wait`"]),
+        ([USER, UserAssigned("b")], [], ["--client-id, --object-id or --resource-id"]),
+    ],
+)
+def test_hints_are_in_terms_of_the_command_line(
+    run: Callable[..., Run], imds: ImdsEmulator, command: str, has: Any, named: list[str], options: list[str]
+) -> None:
+    """Whoever typed a command is told its options, not the arguments of a constructor; as text and as JSON."""
+    imds.remove(SYSTEM)
+    for one in has:
+        imds.assign(one)
+    argv = [command, *[VAULT] * (command == "token"), *named]
+    plain, as_json = run(*argv), run(*argv, "--json")
+    facts = as_json.facts if command == "token" else as_json.facts["error"]
+    problems = plain.err if command == "token" else plain.out
+    assert plain.code == EXIT_CODES[IdentityUnavailableError]
+    for told in (problems, facts["hint"], facts["message"]):
+        assert [option for option in options if option not in told] == []
+        assert "wait_for_identity" not in told
+    assert not re.search("(client|object|resource)_id", facts["hint"])
 
 
 # wait

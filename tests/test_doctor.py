@@ -88,7 +88,7 @@ MACHINES = [
         "identity",
         "problem",
         "Identity not found",
-        "Is this client_id right",
+        "Is this --client-id right",
         arguments={"client_id": "99999999-9999-9999-9999-999999999999"},
     ),
     Machine(
