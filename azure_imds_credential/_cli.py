@@ -113,10 +113,12 @@ def _parser() -> _Parser:
     token = command(_commands.token, "get a token and show its expiry and claims", _asking(90))
     token.add_argument("scope", metavar="SCOPE", help="for example https://vault.azure.net/.default")
     token.add_argument("--show-token", action="store_true", help="show the token too; whoever sees it can use it")
+    _add_shared_cache(token)
     token.add_argument("--force-refresh", action="store_true", help="ask IMDS to bypass its own cache; it may not")
 
     whoami = command(_commands.whoami, "say which identity the tokens of this machine speak for", _asking(90))
     _add_scope(whoami)
+    _add_shared_cache(whoami)
 
     wait = command(
         _commands.wait, "wait until the identity can be used, for init containers and systemd units", _asking(300)
@@ -131,6 +133,7 @@ def _parser() -> _Parser:
     secret = command(_commands.secret, "read a secret from a Key Vault", _asking(90))
     secret.add_argument("vault_url", metavar="VAULT_URL", help="for example https://myvault.vault.azure.net")
     secret.add_argument("name", metavar="NAME", help="name of the secret")
+    _add_shared_cache(secret)
 
     _add_emulate(command(_commands.emulate, "run an IMDS emulator until it is interrupted"))
 
@@ -146,6 +149,12 @@ def _add_scope(command: argparse.ArgumentParser) -> None:
         "--scope",
         default="https://management.azure.com/.default",
         help="what to get a token for (default: %(default)s)",
+    )
+
+
+def _add_shared_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shared-cache", action="store_true", help="share tokens between the processes of this user on this machine"
     )
 
 

@@ -202,12 +202,14 @@ _TESTING_EXTRA = "the testing kit needs `pip install 'azure-imds-credential[test
 
 def _credential(arguments: argparse.Namespace, **options: Any) -> ImdsCredential:
     """Make a credential of a command's options; what is wrong with them is the user's to read, without a traceback."""
+    asked = {name: getattr(arguments, name) for name in _ASKED}
+    shared = getattr(arguments, "shared_cache", False)  # those that look at IMDS itself have no such option
     try:
-        credential = ImdsCredential(**{**{name: getattr(arguments, name) for name in _ASKED}, **options})
+        credential = ImdsCredential(**{**asked, "shared_cache": shared, **options})
         if hasattr(arguments, "scope"):
             with suppress(e.ImdsError):  # another source: asking for the token says so as well
                 credential.token_provider(arguments.scope)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # an ImportError names the extra that is missing
         raise CommandError(in_a_shell(str(error))) from error
     return credential
 

@@ -31,6 +31,7 @@ _IN_A_SHELL = {
     "resource_id": "--resource-id",
     "endpoint must": "--endpoint must",
     "timeout must": "--timeout must",
+    "shared_cache=True": "--shared-cache",
     "wait_for_identity waits": "`azure-imds wait` waits",
 }
 

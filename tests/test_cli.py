@@ -508,6 +508,39 @@ def test_forget_empties_the_shared_cache(
         assert re.fullmatch(r"[1-9]\d* shared tokens? of this user removed.\n", run("forget").out)
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="nothing is shared where there is no memory-backed folder")
+@pytest.mark.parametrize(
+    "argv",
+    [["token", VAULT], ["whoami", "--scope", VAULT], ["secret", "VAULT_URL", "greeting"]],
+    ids=lambda argv: argv[0],
+)
+def test_commands_share_tokens_where_they_are_told_to(
+    run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    """With `--shared-cache` the next command, a process of its own, does not ask IMDS again; without it does."""
+    argv = [vault.url if each == "VAULT_URL" else each for each in argv]
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        for _ in range(3):
+            forget_tokens()  # of this process, as in another one
+            assert run(*argv, "--shared-cache").code == 0
+        imds.assert_requests(1)
+        forget_tokens()
+        assert run(*argv).code == 0
+        imds.assert_requests(2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nothing is shared elsewhere")
+def test_shared_cache_names_its_extra(
+    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--shared-cache` without filelock is told in a sentence with the extra to install, in terms of the option."""
+    monkeypatch.setattr("azure_imds_credential._shared_cache.find_spec", lambda _: None)
+    ended = run("token", VAULT, "--shared-cache")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "azure-imds: --shared-cache needs filelock: pip install 'azure-imds-credential[shared]'\n"
+
+
 # doctor
 
 
