@@ -77,8 +77,8 @@ def examine(
     """
     around = around or Surroundings(os.environ)
     findings = list(signs(around, asked.get("endpoint")))
-    if other_source(around):
-        return Report(tuple(findings), error=e.ImdsUnavailableError(findings[0].says, hint=findings[0].next))
+    if (other := other_source(around)) is not None:
+        return Report(tuple(findings), error=e.ImdsUnavailableError(other.says, hint=other.next))
     answers = _Answers(around.wall_clock)
     identity, error = None, None
     try:

@@ -116,9 +116,10 @@ def signs(around: Surroundings, endpoint: str | None) -> Iterator[Finding]:
         )
 
 
-def other_source(around: Surroundings) -> bool:
-    """Whether the environment names another source than IMDS, so that nothing may be sent."""
-    return source_and_evidence(around.environ, around.platform, around.exists)[0] is not ManagedIdentitySource.IMDS
+def other_source(around: Surroundings) -> Finding | None:
+    """Say that the environment names another source than IMDS, so that nothing may be sent; None if it does not."""
+    source = _source(around)
+    return source if source.level == "problem" else None
 
 
 def _source(around: Surroundings) -> Finding:

@@ -431,11 +431,14 @@ def test_problem_means_unusable(machine: Machine, monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_source_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the environment names another source, the doctor sends nothing."""
+    """Where the environment names another source, the doctor sends nothing; its error says what the finding says."""
     machine = next(machine for machine in MACHINES if machine.name == "App Service")
     with ImdsEmulator() as imds:
-        examined(machine, imds, monkeypatch)
+        report = examined(machine, imds, monkeypatch)
         imds.assert_requests(0)
+    [problem] = [finding for finding in report.findings if finding.level == "problem"]
+    assert report.error is not None
+    assert (problem.check, str(report.error), report.error.hint) == ("source", problem.says, problem.next)
 
 
 def test_values_of_proxies_stay_secret(monkeypatch: pytest.MonkeyPatch) -> None:
