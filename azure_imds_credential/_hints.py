@@ -44,10 +44,10 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
     if verdict.error is e.IdentityUnavailableError:
         return _assign(verdict.description or "", identity)
     if verdict.error is e.IdentityMismatchError:
-        return (
-            "The token was thrown away. Check what answers there and which identities the machine has, and name the "
-            "one you mean."
-        )
+        thrown_away = "The token was thrown away. Check what answers there: it does not give what it is asked for."
+        if identity.value is None:  # nobody was named, so it can only be the resource
+            return thrown_away
+        return f"{thrown_away} If it is another identity, see which ones the machine has, and name the one you mean."
     if verdict.error is e.ImdsRequestError:
         return _refused(verdict)
     if verdict.error is e.ImdsThrottledError:

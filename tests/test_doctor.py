@@ -48,6 +48,7 @@ class Machine:
     down: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     before: Callable[[ImdsEmulator], None] | None = None
+    never: str = ""  # what would be wrong advice
     at_the_usual_address: bool = True  # where the emulator stands for IMDS
 
 
@@ -100,6 +101,15 @@ MACHINES = [
         identities=(USER,),
         arguments={"client_id": USER.client_id},
         faults=(SOMEBODY_ELSE,),
+    ),
+    Machine(
+        "an answer for another resource",
+        "identity",
+        "problem",
+        "for the resource 'https://else.where'",
+        "Check what answers there: it does not give what it is asked for.",
+        never="identit",
+        faults=(faults.members(resource="https://else.where"),),
     ),
     Machine(
         "a resource that does not exist",
@@ -286,6 +296,7 @@ MACHINES = [
         "problem",
         "IMDS or Entra refused the request itself: 403",
         "Metadata Security Protocol",
+        never="scope",
         faults=(faults.status(403),),
     ),
     Machine(
@@ -416,6 +427,7 @@ def test_doctor_names_cause_and_next_step(machine: Machine, monkeypatch: pytest.
     with ImdsEmulator(machine.identities) as imds:
         report = examined(machine, imds, monkeypatch)
     told = [f for f in report.findings if f.check == machine.check and f.level == machine.level]
+    assert not any(machine.never and machine.never in finding.next for finding in told), str(report)
     assert any(machine.says in finding.says and machine.next in finding.next for finding in told), str(report)
     assert (report.error is None) is machine.usable
     assert (report.identity is not None) is machine.usable
