@@ -30,7 +30,7 @@ from .exceptions import ImdsError
 _EPILOG = f"""\
 exit codes:
   0    done; for doctor: the identity can be used
-  {FOUND}    scan found something that looks live
+  {FOUND}    scan found something that looks live, or that it cannot read
   {USAGE}    wrong arguments, or an extra is not installed
 {"".join(f"  {code}    {cls.__name__}" + chr(10) for cls, code in EXIT_CODES.items())}\
   {VAULT}    the vault refused or cannot be reached

@@ -180,7 +180,7 @@ def scan(arguments: argparse.Namespace) -> Result:
         raise CommandError(_TESTING_EXTRA) from error
     try:
         findings = scan_recordings(arguments.paths)
-    except FileNotFoundError as error:
+    except OSError as error:  # not there, or not ours to read
         raise CommandError(str(error)) from error
     facts = [
         {"path": str(each.path), "where": each.where, "what": each.what, "excerpt": each.excerpt} for each in findings

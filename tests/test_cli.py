@@ -487,6 +487,22 @@ def test_scan_passes_clean_files(run: Callable[..., Run], tmp_path: Path) -> Non
     assert run("scan", str(tmp_path)) == (0, "Nothing that looks live.\n", "")
 
 
+def test_scan_says_what_it_may_not_read(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be opened ends the scan with a sentence: it must not pass, nor end in a traceback."""
+    (tmp_path / "recording.yaml").write_text("a: b")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    ended = run("scan", str(tmp_path))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("azure-imds: ")
+    assert "recording.yaml" in ended.err
+
+
 # forget
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import json
 import zipfile
@@ -94,6 +95,8 @@ def test_what_looks_live_is_found(tmp_path: Path, what: str, name: str, text: st
     [
         ("a.yaml.gz", gzip.compress(body(json.dumps({"access_token": "opaque"})).encode())),
         ("a.txt", f"written by a shell of Windows: {LIVE}".encode("utf-16")),
+        ("a.txt", base64.encodebytes(json.dumps({"access_token": "opaque and " + LIVE}).encode())),
+        ("a.yaml", base64.b64encode(gzip.compress(LIVE.encode() * 9))),
     ],
 )
 def test_files_that_are_no_plain_text(tmp_path: Path, name: str, content: bytes) -> None:
@@ -116,6 +119,9 @@ def test_files_that_are_no_plain_text(tmp_path: Path, name: str, content: bytes)
         body('{"access_token":"eyJ0..REDACTED"}').replace("access_token", "shortened"),
         "AccountKey=<key>;SharedAccessKey=...;Password=scrubbed",
         "not: [closed",
+        base64.encodebytes(json.dumps({"access_token": DUMMY}).encode()).decode(),
+        base64.encodebytes(bytes(range(256))).decode(),
+        "some words that look like base64 and are none " * 9,
         "",
     ],
 )
@@ -154,6 +160,16 @@ def test_a_folder_is_scanned_to_the_bottom(tmp_path: Path) -> None:
     (tmp_path / "top.txt").write_text(LIVE)
     found = scan_recordings([tmp_path / "a", tmp_path / "top.txt"])
     assert [finding.path.name for finding in found] == ["deep.yaml", "top.txt"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.yaml"])
+@pytest.mark.parametrize(
+    "content", [bz2.compress(LIVE.encode()), b"\xfe\xed" * 50, LIVE.encode("utf-16-le"), b"caf\xe9"]
+)
+def test_what_is_no_text_does_not_pass(tmp_path: Path, name: str, content: bytes) -> None:
+    """Bytes that are not UTF-8, nor UTF-16 that says so, may mean anything: they are a finding, whatever they are."""
+    (tmp_path / name).write_bytes(content)
+    assert "unreadable" in [each.what for each in scan_recordings([tmp_path])]
 
 
 @pytest.mark.parametrize("name", ["tokens.zip", "tokens.yaml"])

@@ -37,6 +37,9 @@ _CREDENTIAL_HEADERS = frozenset(
 )
 _SHORTEST_SECRET = 8  # characters of a value after "Password=" and the like; shorter ones are "..." and "<key>"
 _PLACEHOLDERS = (SCRUBBED, "redacted", "sanitized", "removed", "dummy", "*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{40,}")  # a whole file of it
+# What archives and the like hold, or what stands for bytes that are no text: what is hidden there is not known.
+_UNREADABLE = re.compile("[\0\N{REPLACEMENT CHARACTER}]")
 _SUFFIXES = frozenset({".har", ".json", ".yaml", ".yml"})  # read as documents too; all else as text only
 
 
@@ -64,9 +67,8 @@ def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     """What looks live in recordings; nothing found is an empty list.
 
     Looks into YAML (vcrpy), JSON and HAR, compressed ones too, into JSON inside them and into compressed or base64
-    bodies; other files are read as text, and what is no text is a finding. (A file that is base64 as a whole is not
-    decoded.) The tokens that `imds_vcr` leaves behind are dummies, known by a signature
-    that no key makes.
+    bodies; other files are read as text, decoded if the whole file is base64, and what is no text is a finding. The
+    tokens that `imds_vcr` leaves behind are dummies, known by a signature that no key makes.
 
     Args:
         paths: Files, and folders with all that is below them.
@@ -77,7 +79,7 @@ def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     findings: list[Finding] = []
     for file in _files(paths):
         text = _unpacked(file.read_bytes())
-        if "\0" in text:  # archives and the like: what cannot be looked into must not pass
+        if _UNREADABLE.search(text):
             findings.append(Finding(file, "file", "unreadable", "as text: take it away, or unpack it"))
         findings += scan_text(text, file)
     return findings
@@ -93,6 +95,9 @@ def scan_text(text: str, path: Path) -> list[Finding]:
 
     for number, line in enumerate(text.splitlines(), start=1):
         note(str(number), _in_text(line))
+    if _BASE64.fullmatch(text):
+        for where, hit in _in_document(_from_base64(text), "base64"):
+            note(where, [hit])
     if _SUFFIXES.intersection(suffix.lower() for suffix in path.suffixes):  # also a.yaml.gz
         for where, hit in _in_document(_parsed(text), "document"):
             note(where, [hit])
