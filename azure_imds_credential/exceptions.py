@@ -68,8 +68,10 @@ class ImdsError(ClientAuthenticationError):
         self.elapsed = elapsed
         self.request_id = request_id
         self.hint = hint
-        self._came_back = ""  # for `azure-imds doctor`: what was answered, without what was asked and the hint
-        self._excerpt = ""  # and the words of something that is not IMDS
+        # For `azure-imds doctor`: what was answered, without what was asked and the hint (whoever raises it knows what
+        # that is; otherwise the whole), and the words of something that is not IMDS.
+        self._came_back = message.rstrip(".")
+        self._excerpt = ""
         # AzureError notes whatever exception is being handled. That may hold a server's body or a frame's locals (a
         # token among them), and a traceback cannot be pickled.
         self.exc_type = self.exc_value = self.exc_traceback = None

@@ -453,6 +453,17 @@ def test_other_source_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (problem.check, str(report.error), report.error.hint) == ("source", problem.says, problem.next)
 
 
+def test_no_finding_ends_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no request was sent, since the environment changed meanwhile, the doctor says what the error says."""
+    with ImdsEmulator() as imds:
+        for name in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        report = examine(SCOPE, endpoint=imds.endpoint, around=Surroundings({}))
+        imds.assert_requests(0)
+    [problem] = [finding for finding in report.findings if finding.level == "problem"]
+    assert problem.says.endswith("App Service here, not from IMDS. Nothing was sent.")
+
+
 def test_values_of_proxies_stay_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy's URL may hold a password, so only the variable is named."""
     machine = next(machine for machine in MACHINES if machine.name == "a proxy for everything")
