@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._claims import IdentityInfo, identity_info
 from ._configuration import Configuration, claims_in, picklable
-from ._fork import imports
 from ._freshness import Slot
 
 if TYPE_CHECKING:
@@ -139,12 +139,15 @@ class ImdsCredential:
         return filled.info  # type: ignore[return-value] # a filled slot has one
 
     def _filled(self, scope: str | None, more: tuple[str, ...], *, forced: bool) -> Slot:
-        with imports:
-            from concurrent.futures import wait
-
         slot = self._configuration.slot(() if scope is None else (scope, *more))
-        for future, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
-            wait((future,), seconds)
+        for flight, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
+            # A lock of this caller's own: an interrupt, at whatever moment, leaves none locked that others need.
+            mine = Lock()
+            mine.acquire()
+            if flight is not None:
+                flight.bells.append(mine.release)
+            if flight is None or not flight.landed:  # it may have, before the bell hung
+                mine.acquire(timeout=max(0.0, seconds))
         self._slots[scope] = slot
         return slot
 

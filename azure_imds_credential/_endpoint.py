@@ -34,7 +34,9 @@ class Endpoint:
     def begin_anew(self) -> None:
         """Open a new gate, for a forked child that has none of its parent's requests."""
         self.gate = threading.Semaphore(AT_ONCE)
-        self.inside: dict[int, Flight] = {}  # who went through it and did not come back, by the id of its future
+        self.inside: dict[
+            int, Flight
+        ] = {}  # who went through it and did not come back, by the id of a list that is its own
         self.pace = threading.Lock()
         self.starts: deque[float] = deque(maxlen=PER_SECOND)  # of the latest requests
 
@@ -55,10 +57,10 @@ class Endpoint:
                     self.leave(other)  # it hangs, perhaps for good
             if clock() >= flight.deadline:
                 return False
-        self.inside[id(flight.future)] = flight
+        self.inside[id(flight.landed)] = flight
         return True
 
     def leave(self, flight: Flight) -> None:
         """Give a flight's place to the next, once, whoever says so first: itself, or those who saw it overrun."""
-        if self.inside.pop(id(flight.future), None):
+        if self.inside.pop(id(flight.landed), None):
             self.gate.release()

@@ -164,9 +164,14 @@ class _Conversation(HTTPPolicy[Any, Any]):
         with endpoint.pace:
             full = len(endpoint.starts) == PER_SECOND
             start = max(now, endpoint.starts[0] + SECOND) if full else now
-            endpoint.starts.append(start)
+            in_time = start < self.flight.deadline
+            if in_time:
+                endpoint.starts.append(start)
+        if not in_time:  # a turn that nobody can use would be lost to those who have time
+            self.out_of_time = True
+            raise self._error()
         if start > now:
-            world.sleep(max(0.0, min(start, self.flight.deadline) - now))
+            world.sleep(start - now)
         self.attempts += 1
         self.sent_at = world.clock()
         left = max(0.001, self.flight.deadline - self.sent_at)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,8 +11,6 @@ from ._freshness import NEVER
 from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError, let_chains_go_on
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from ._configuration import Configuration
     from ._freshness import Slot
 
@@ -50,9 +48,14 @@ class Outcome(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """An exchange under way. Its future never fails and cannot be cancelled: whoever waits may leave, it goes on."""
+    """An exchange under way. Whoever waits for it may leave: it goes on.
 
-    future: "Future[Outcome | None]"  # gives None when whoever started it was interrupted first
+    The lists are shared by all who have the flight. They are only appended to and read, which takes no lock: whoever
+    waits may be interrupted at any moment, and would keep it for good. (So no future of concurrent.futures.)
+    """
+
+    landed: list[Outcome | None]  # how it ended, once it has; None when whoever started it was interrupted first
+    bells: list[Callable[[], object]]  # rung when it has landed, one for each who waits
     started: float
     deadline: float
     forced: bool

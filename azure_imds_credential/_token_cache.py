@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from . import _fork
@@ -21,8 +21,6 @@ from ._freshness import LONGEST_WAIT, Phase, Slot, World, next_refresh_after, ph
 from .exceptions import IdentityUnavailableError, ImdsUnavailableError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from ._configuration import Configuration
     from ._identity import Identity
     from ._shared_cache import Turn
@@ -42,12 +40,12 @@ class TokenCache:
         self.clock = self.world.clock
         self._slots: dict[tuple[str, Identity, str], Slot] = {}
         self._endpoints: dict[str, Endpoint] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask for a token, in the middle of anything
         _fork.register(self)
 
     def begin_anew(self) -> None:
         """Keep the tokens in a forked child, under no lock; locks and flights stayed with the parent's threads."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for slot in self._slots.values():
             slot.plain = slot.forced = None
         for endpoint in self._endpoints.values():
@@ -74,13 +72,13 @@ class TokenCache:
 
     def steps(
         self, slot: Slot, wish: Configuration, *, forced: bool
-    ) -> Generator[tuple[Future[Outcome | None], float], None, None]:
+    ) -> Generator[tuple[Flight | None, float], None, None]:
         """Say what to wait for, and for how long at most, until the slot has what the caller wants.
 
         The caller does the waiting, on a thread or in an event loop, and nothing else: so both colours tell one story.
 
         Yields:
-            A future that need not succeed, and seconds.
+            A flight, or None for a mere pause, and seconds.
 
         Raises:
             ImdsError: There is no token to be had in time.
@@ -104,11 +102,11 @@ class TokenCache:
                 if flight is None:
                     continue  # another thread stored a token between our look and the lock
                 asked = True
-                yield flight.future, min(deadline, flight.deadline) + GRACE - now
+                yield flight, min(deadline, flight.deadline) + GRACE - now
                 now = self.clock()
                 if now >= flight.deadline:
                     slot.endpoint.leave(flight)  # it overran its time: others may ask
-                outcome = flight.future.result() if flight.future.done() else None
+                outcome = flight.landed[0] if flight.landed else None
                 if now < slot.expires_at and not (force and (outcome is None or outcome.error)):
                     return  # what it brought, or what another flight brought meanwhile
                 error, pause = failure(slot, wish, flight, outcome, now, deadline, patient_until)
@@ -119,9 +117,11 @@ class TokenCache:
                     said_something = outcome is not None and outcome.error is error and not outcome.out_of_time
                     raise own_copy(error if said_something or no_identity is None else no_identity)
                 if pause:
-                    yield type(flight.future)(), pause
+                    yield None, pause
             else:
                 flight = None
+                if slot.plain is not None and slot.plain is current_flight.get():
+                    return  # a hook or a log handler of the refresh itself: the held token is good enough for it
                 if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
                     # A refresh in the background has its own time, not that of the caller who noticed.
                     flight = self._join(slot, wish, now + REFRESH_SECONDS, stored_at, forced=False)
@@ -133,7 +133,7 @@ class TokenCache:
                         self._follow_wall_clock(slot, now)
                     return
                 waited = True
-                yield flight.future, seconds
+                yield flight, seconds
 
     def _follow_wall_clock(self, slot: Slot, now: float) -> None:
         """Tell callers of the held token by the wall clock as it is set now."""
@@ -148,8 +148,6 @@ class TokenCache:
 
         None when the slot no longer holds what was stored at the time that the caller saw: it may need no flight now.
         """
-        from concurrent.futures import Future  # loaded by asyncio, or by the sync credential while a fork waits
-
         new: Flight | None = None
         try:
             with self._lock:
@@ -161,9 +159,7 @@ class TokenCache:
                     return flight
                 if slot.stored_at != stored_at:
                     return None
-                new = Flight(Future(), now, deadline, forced, [])
-                # A pending future could be cancelled by one timed-out task, for all others.
-                new.future.set_running_or_notify_cancel()
+                new = Flight([], [], now, deadline, forced, [])
                 if forced:
                     slot.forced = new
                 else:
@@ -187,7 +183,7 @@ class TokenCache:
                 outcome = turn.outcome if turn else None
                 if outcome is None:
                     if endpoint.gate.acquire(blocking=False):
-                        endpoint.inside[id(flight.future)] = flight
+                        endpoint.inside[id(flight.landed)] = flight
                     elif not endpoint.enter(flight, self.clock):
                         raise no_answer(slot, wish)
                     loaded = f"{__package__}._exchange" in sys.modules
@@ -210,7 +206,7 @@ class TokenCache:
 
     def _settle(self, slot: Slot, flight: Flight, outcome: Outcome | None) -> None:
         """End a flight: keep what it brought, and wake whoever waits."""
-        if slot.endpoint.inside.pop(id(flight.future), None):
+        if slot.endpoint.inside.pop(id(flight.landed), None):
             slot.endpoint.gate.release()
         failed = False
         with self._lock:
@@ -227,23 +223,28 @@ class TokenCache:
                     slot.hold(outcome.access_token, outcome.expires_at, now, self.world)
                 else:
                     failed = now < slot.expires_at
-                    slot.failures += 1
-                    slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
+                    # One for which its caller had no time must not put off the ordinary refresh.
+                    if not (flight.forced and outcome.out_of_time):
+                        slot.failures += 1
+                        slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
                     if outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
                         slot.endpoint.note_absence(outcome.error, now)
                 if flight.forced and not outcome.out_of_time:
                     slot.forced_at, slot.forced_error = now, outcome.error
-            if flight.future.done():
+            if flight.landed:
                 return  # who led it was interrupted after all: nobody waits any more
+            flight.landed.append(outcome)
         try:
             # Here, for a log handler may ask for the same token: the flight is over, and what it brought is held.
             if outcome is not None and outcome.facts is not None:
                 _logger.info(LINE, outcome.facts, extra=outcome.facts)
             if outcome is not None and failed:
-                left, pause = slot.expires_at - now, slot.retry_at - now
+                left, pause = slot.expires_at - now, max(0.0, slot.retry_at - now)
                 _logger.warning(REFRESH_FAILED, left, pause, outcome.error)
         finally:
-            flight.future.set_result(outcome)
+            for bell in tuple(flight.bells):
+                with suppress(RuntimeError):  # of a loop that is closed by now, where nobody waits any more
+                    bell()
 
 
 process_cache = TokenCache()

@@ -49,8 +49,8 @@ class FastCache(TokenCache):
     """A cache whose callers wait a sixtieth of what it tells them."""
 
     def steps(self, *args: Any, **kwargs: Any) -> Generator[tuple[Any, float], None, None]:
-        for future, seconds in super().steps(*args, **kwargs):
-            yield future, seconds / SPEED
+        for flight, seconds in super().steps(*args, **kwargs):
+            yield flight, seconds / SPEED
 
 
 @dataclass

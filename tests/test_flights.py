@@ -7,12 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour
+from colours import VAULT, Colour, VirtualTime
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
 from azure_imds_credential._endpoint import AT_ONCE, Endpoint
@@ -283,7 +283,7 @@ def test_a_failed_flight_is_over(colour: Colour, imds: ImdsEmulator) -> None:
 
 
 def _flight(deadline: float) -> Flight:
-    return Flight(Future(), 0.0, deadline, False, [])
+    return Flight([], [], 0.0, deadline, False, [])
 
 
 def test_places_of_flights_that_overran_are_given_to_who_waits() -> None:
@@ -310,3 +310,32 @@ def test_leaving_the_gate_twice_makes_no_second_place() -> None:
 def test_what_a_flight_brought_can_be_logged() -> None:
     """Its text shows the error and never the token."""
     assert "dummy" not in repr(Outcome("dummy", 10.0))
+
+
+def test_a_hook_of_a_refresh_gets_the_held_token(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """Code that runs inside a refresh and asks for its token needs no newer one than is held."""
+    told: list[str] = []
+    credential = ImdsCredential(
+        endpoint=imds.endpoint, raw_response_hook=lambda _: told and told.append(credential.get_token(VAULT).token)
+    )
+    told.append(credential.get_token(VAULT).token)
+    virtual_time.skip(14 * 3600)
+    imds.renew_tokens()
+    assert credential.get_token(VAULT).token == told[0]
+    imds.wait_for_requests(2)
+    until = time.monotonic() + 10
+    while len(told) < 2:
+        assert time.monotonic() < until, "the hook did not get a token"
+        time.sleep(0.005)
+    assert told[1] == told[0]
+
+
+def test_a_turn_that_nobody_can_use_is_not_taken() -> None:
+    """A crowd with little time leaves the turns at IMDS to those who have more: nothing is sent after its deadline."""
+    with ImdsEmulator(latency=0.3) as imds:
+        impatient = ImdsCredential(endpoint=imds.endpoint, timeout=0.15)
+        for turn in range(4):
+            _at_once([lambda n=n, t=turn: impatient.get_token(f"https://r{n}-{t}.example") for n in range(15)])  # type: ignore[misc] # binds the loop's value
+        endpoint = next(iter(impatient._configuration.cache._endpoints.values()))
+        assert max(endpoint.starts) <= impatient._configuration.cache.clock()
+        assert len(imds.requests) <= 20 * 4

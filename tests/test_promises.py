@@ -9,7 +9,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -298,9 +298,9 @@ def test_who_gets_no_place_in_time_sends_nothing_and_leaves_the_rest_to_others(i
     cache, slot = configuration.cache, configuration.slot((VAULT,))
     while slot.endpoint.gate.acquire(blocking=False):
         pass
-    flight = Flight(Future(), cache.clock(), cache.clock(), False, [])
+    flight = Flight([], [], cache.clock(), cache.clock(), False, [])
     cache._fly(slot, configuration, flight)
-    outcome = flight.future.result(0)
+    outcome = flight.landed[0]
     assert outcome is not None
     assert isinstance(outcome.error, ImdsUnavailableError)
     assert outcome.out_of_time
@@ -315,9 +315,9 @@ def test_an_error_of_a_users_hook_is_not_taken_for_lack_of_time(imds: ImdsEmulat
 
     configuration = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook)._configuration
     slot, now = configuration.slot((VAULT,)), configuration.cache.clock()
-    flight = Flight(Future(), now, now + 90, False, [])
+    flight = Flight([], [], now, now + 90, False, [])
     configuration.cache._fly(slot, configuration, flight)
-    outcome = flight.future.result(0)
+    outcome = flight.landed[0]
     assert outcome is not None
     assert isinstance(outcome.error, KeyError)
     assert not outcome.out_of_time

@@ -11,10 +11,10 @@ from .._configuration import Configuration, claims_in, picklable
 from .._freshness import Slot
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
     from typing_extensions import Self
+
+    from .._flight import Flight
 
 
 class ImdsCredential:
@@ -138,8 +138,8 @@ class ImdsCredential:
 
     async def _filled(self, scope: str | None, more: tuple[str, ...], *, forced: bool) -> Slot:
         slot = self._configuration.slot(() if scope is None else (scope, *more))
-        for future, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
-            await _wait(future, seconds)
+        for flight, seconds in self._configuration.cache.steps(slot, self._configuration, forced=forced):
+            await _wait_for(flight, seconds)
         self._slots[scope] = slot
         return slot
 
@@ -198,11 +198,17 @@ class ImdsCredential:
         return f"{type(self).__name__}({self._configuration})"
 
 
-async def _wait(future: Future[Any], seconds: float) -> None:
+async def _wait_for(flight: Flight | None, seconds: float) -> None:
+    """Wait as the sync class does, without holding up the loop."""
     import asyncio
 
-    waiter = asyncio.wrap_future(future)
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    if flight is not None:
+        flight.bells.append(lambda: loop.call_soon_threadsafe(waiter.cancel))  # ends the wait, whatever it says
+        if flight.landed:  # it may have, before the bell hung
+            return
     try:
         await asyncio.wait((waiter,), timeout=seconds)
     finally:
-        waiter.cancel()  # lets go of this loop; the flight behind it cannot be cancelled
+        waiter.cancel()
