@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -339,3 +340,19 @@ def test_a_turn_that_nobody_can_use_is_not_taken() -> None:
         endpoint = next(iter(impatient._configuration.cache._endpoints.values()))
         assert max(endpoint.starts) <= impatient._configuration.cache.clock()
         assert len(imds.requests) <= 20 * 4
+
+
+def test_an_interrupt_of_a_waiting_caller_keeps_no_lock(imds: ImdsEmulator) -> None:
+    """Ctrl+C at thirty moments of the wait: later callers, of this key and of another, get their tokens."""
+    credential = ImdsCredential(endpoint=imds.endpoint, timeout=20)
+    for turn in range(30):
+        answer = threading.Event()
+        imds.script(faults.hold(answer))
+        timer = threading.Timer(0.001 + turn * 0.0003, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 # it may come before the call does
+            timer.start()
+            credential.get_token(f"https://r{turn}.example")
+        answer.set()
+        tokens = _at_once([lambda s=s: credential.get_token(f"https://{s}.example").token for s in (f"r{turn}", "x")])  # type: ignore[misc] # binds the loop's value
+        assert not [token for token in tokens if isinstance(token, Exception)]
+        imds.clear_faults()
