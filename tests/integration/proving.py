@@ -86,12 +86,16 @@ async def listed(pages: Any) -> list[Any]:
 
 
 def python(version: str) -> str:
-    """Path of a Python of that version: the one that runs this, one on the path, or one of pyenv's."""
+    """Path of a Python of that version: the one that runs this, one on the path, or one installed beside either.
+
+    pyenv installs them beside each other, in folders named after their versions.
+    """
     if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
         return sys.executable
+    folders = [Path(sys.base_prefix).parent, Path("~/.pyenv/versions").expanduser()]
     places = [
         shutil.which(f"python{version}"),
-        *sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python")),
+        *(str(place) for folder in folders for place in sorted(folder.glob(f"{version}.*/bin/python"))),
     ]
     for place in places:
         if place and subprocess.run([place, "--version"], capture_output=True, check=False).returncode == 0:
