@@ -178,9 +178,11 @@ def _asking(timeout: float) -> _Parser:
 
 def _address(text: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        return "127.0.0.1" if text == "localhost" else str(ipaddress.ip_address(text))  # no name is looked up
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an IP address such as 127.0.0.1, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"must be an IP address such as 127.0.0.1, or localhost, got {text!r}"
+        ) from None
 
 
 def _port(text: str) -> int:
@@ -191,7 +193,10 @@ def _port(text: str) -> int:
 
 def _add_emulate(emulate: argparse.ArgumentParser) -> None:
     emulate.add_argument(
-        "--host", type=_address, default="127.0.0.1", help="IP address to listen on (default: %(default)s)"
+        "--host",
+        type=_address,
+        default="127.0.0.1",
+        help="IP address to listen on, or localhost (default: %(default)s)",
     )
     emulate.add_argument("--port", type=_port, default=0, help="port to listen on; 0 takes a free one (default: 0)")
     emulate.add_argument("--profile", choices=("vm", "vmss", "aci", "aks"), default="vm", help="kind of machine")

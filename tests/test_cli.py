@@ -636,6 +636,7 @@ def test_logs_of_libraries_are_not_mixed_into_the_messages(imds: ImdsEmulator) -
         (["--no-identity"], []),
         (["--user-assigned", "a", "--user-assigned", "b"], [UserAssigned("a"), UserAssigned("b")]),
         (["--system-assigned", "--user-assigned", "app"], [SYSTEM, USER]),
+        (["--host", "localhost"], [SYSTEM]),
     ],
 )
 def test_emulate_makes_the_machine(
@@ -662,8 +663,8 @@ def test_emulate_makes_the_machine(
     [
         (["--no-identity", "--system-assigned"], "--no-identity"),
         (["--bridge", "docker0"], "azure-imds: --bridge needs --from azure-cli"),
-        (["--host", "localhost"], "--host: must be an IP address such as 127.0.0.1, got 'localhost'"),
-        (["--from", "azure-cli", "--host", "localhost"], "--host: must be an IP address"),
+        (["--host", "nowhere"], "--host: must be an IP address such as 127.0.0.1, or localhost, got 'nowhere'"),
+        (["--from", "azure-cli", "--host", "nowhere"], "--host: must be an IP address"),
         (["--port", "99999"], "--port: must be a number from 0 to 65535, got '99999'"),
         (["--port=-1"], "--port: must be a number from 0 to 65535"),
         (["--port", "x"], "--port: must be a number from 0 to 65535"),

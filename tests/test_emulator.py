@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import jwt
 import pytest
 from raw_http import TOKEN_TARGET, exchange
 
-from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults
+from azure_imds_credential.testing import AzureCliEmulator, ImdsEmulator, SystemAssigned, UserAssigned, faults
 
 NOON = 1_800_000_000.0
 
@@ -336,7 +338,6 @@ def test_a_port_that_is_taken_is_an_error() -> None:
         (lambda imds: imds.assign("app"), TypeError, "UserAssigned.*got 'app'"),
         (lambda _: ImdsEmulator(identities=["app"]), TypeError, "UserAssigned.*got 'app'"),  # type: ignore[list-item] # that is the point
         (lambda _: ImdsEmulator(profile="nope"), ValueError, "profile must be one of vm, vmss, aci, aks"),  # type: ignore[arg-type] # as above
-        (lambda _: ImdsEmulator(latency=-1), ValueError, "latency"),
     ],
     ids=lambda value: None if callable(value) else str(value)[:40],
 )
@@ -356,11 +357,99 @@ def test_each_fault_of_the_kit_is_taken_once_it_is_made(name: str) -> None:
         imds.script(getattr(faults, name))
 
 
-@pytest.mark.parametrize("port", [-1, 65536])
-def test_what_is_no_port(port: int) -> None:
-    """A number that is no port is a ValueError, as the command line expects it."""
-    with pytest.raises(ValueError, match=f"from 0 to 65535, got {port}"):
-        ImdsEmulator(port=port).start()
+# What a number must be: where it is given, its name, what the message expects, and what is no such number.
+NO_TIMES = (-1, -0.1, math.nan, math.inf, 30 * 86400 + 1, True, "1", None)
+NO_COUNTS = (-1, 1.0, math.nan, math.inf, True, "1", None)
+NO_WHOLE = (1.5, math.nan, math.inf, True, "1", None)
+NUMBERS: list[tuple[Callable[[ImdsEmulator, Any], object], str, tuple[object, ...]]] = [
+    (lambda _, x: ImdsEmulator(port=x), "port must be a whole number from 0 to 65535", (*NO_COUNTS, 65536)),
+    (lambda _, x: AzureCliEmulator(port=x), "port must be a whole number from 0 to 65535", (*NO_COUNTS, 65536)),
+    (lambda _, x: ImdsEmulator(latency=x), "latency must be a number of seconds from 0 to 2592000", NO_TIMES),
+    (lambda _, x: ImdsEmulator(token_lifetime=x), "token_lifetime must be a whole number from 1 to", (0, *NO_COUNTS)),
+    (
+        lambda _, x: ImdsEmulator(renew_before=x),
+        "renew_before must be a number of seconds from 0",
+        (-1, math.nan, math.inf, True, "1", None),
+    ),
+    (
+        lambda imds, x: imds.advance(x),
+        "seconds must be a number of seconds from -3155760000 to 3155760000",
+        (-1e10, 1e10, math.nan, math.inf, True, "1", None),
+    ),
+    (lambda imds, x: imds.restart(refused=x), "refused must be a number of seconds from 0", NO_TIMES),
+    (lambda imds, x: imds.restart(wireserver=x), "wireserver must be a whole number from 0", NO_COUNTS),
+    (
+        lambda imds, x: imds.script(faults.ok, seconds=x),
+        "seconds must be a number of seconds from 0 to inf",
+        (-1, math.nan, -math.inf, True, "1"),
+    ),
+    (
+        lambda imds, x: imds.random_faults(faults.ok, rate=x, seed=1),
+        "rate must be a share from 0 to 1",
+        (-0.1, 1.1, math.nan, math.inf, True, "1", None),
+    ),
+    (lambda imds, x: imds.random_faults(faults.ok, rate=1, seed=x), "seed must be a whole number", NO_WHOLE),
+    (lambda imds, x: imds.wait_for_requests(x), "count must be a whole number from 0", NO_COUNTS),
+    (lambda imds, x: imds.wait_for_requests(0, x), "timeout must be a number of seconds from 0", NO_TIMES),
+    (lambda imds, x: imds.assert_requests(x), "count must be a whole number from 0", NO_COUNTS),
+    (lambda _, x: faults.status(x), "code must be a whole number from 100 to 999", (*NO_COUNTS, 99, 1000)),
+    (
+        lambda _, x: faults.throttled(x),
+        "retry_after must be a number of seconds from 0",
+        (-1, math.nan, math.inf, True, [1]),
+    ),
+    (lambda _, x: faults.slow(x), "seconds must be a number of seconds from 0", NO_TIMES),
+    (lambda _, x: faults.drip(x), "interval must be a number of seconds from 0", NO_TIMES),
+    (lambda _, x: faults.endless_100_continue(x), "interval must be a number of seconds from 0", NO_TIMES),
+    (lambda _, x: faults.reset(x), "after must be a whole number", NO_WHOLE),
+    (lambda _, x: faults.wrong_length(x), "more must be a whole number", NO_WHOLE),
+]
+
+
+@pytest.mark.parametrize(
+    ("give", "said", "value"),
+    [
+        pytest.param(give, said, value, id=f"{number} {said.split()[0]}={value!r}")
+        for number, (give, said, values) in enumerate(NUMBERS, 1)
+        for value in values
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_name(
+    imds: ImdsEmulator, give: Callable[[ImdsEmulator, Any], object], said: str, value: Any
+) -> None:
+    """What is negative, endless, NaN, a bool or text where it must not be is refused at once; nothing changes by it."""
+    right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = right_type and (isinstance(value, int) or "whole" not in said)
+    with pytest.raises(ValueError if whole else TypeError, match=f"^{said}.*, got {re.escape(repr(value))}$"):
+        give(imds, value)
+    assert (imds.now(), imds.faults_left) == (NOON, 0)
+    assert exchange(imds.endpoint).status == 200
+
+
+@pytest.mark.parametrize("emulator", [ImdsEmulator, AzureCliEmulator])
+@pytest.mark.parametrize(
+    ("host", "error"),
+    [("nowhere", ValueError), ("", ValueError), ("127.0.0.1:80", ValueError), (b"::1", TypeError), (1, TypeError)],
+)
+def test_a_host_that_is_no_address_is_refused_by_name(emulator: Any, host: Any, error: type[Exception]) -> None:
+    """No name is looked up; the message says what is expected."""
+    expected = f"host must be an IP address such as 127.0.0.1, or localhost, got {host!r}"
+    with pytest.raises(error, match=f"^{re.escape(expected)}$"):
+        emulator(host=host)
+
+
+@pytest.mark.filterwarnings("ignore::azure_imds_credential.testing.RealTokensWarning")
+@pytest.mark.parametrize("emulator", [ImdsEmulator, AzureCliEmulator])
+def test_localhost_is_loopback_whatever_the_machine_says(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` is 127.0.0.1, and nobody is asked, neither a file of hosts nor a name server."""
+
+    def asked(*_: Any) -> Any:
+        raise AssertionError("the name was looked up")
+
+    for name in ("getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, asked)
+    with emulator(host="localhost") as imds:
+        assert imds.endpoint.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(("host", "dialled"), [("::1", "[::1]"), ("0.0.0.0", "127.0.0.1")])

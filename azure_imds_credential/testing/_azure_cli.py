@@ -23,7 +23,7 @@ from ._az import in_imds_form, token_of_the_cli
 from ._journal import Journal, Request
 from ._profiles import PROFILES
 from ._rules import TOKEN_PATH, WRONG_METHOD, WRONG_PATH, header_fault, query_fault
-from ._server import Server
+from ._server import Server, address
 from ._wire import Answer, identity_error
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class AzureCliEmulator:
     stands in for the identity, and the answer's `client_id` is the one that was asked for.
 
     Args:
-        host: Loopback address to listen on.
+        host: Loopback address to listen on, or localhost, which is 127.0.0.1.
         port: Port to listen on; 0 takes a free one.
         bridge: Listen on the address of this bridge instead (Linux), for containers of that network and nobody else.
         fetch: Gives the CLI's answer for a resource.
@@ -108,14 +108,13 @@ class AzureCliEmulator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._peers: ipaddress.IPv4Network | None = None
+        self._host, self._port = address(host, port)
         if bridge is not None:
             interface = bridge_network(bridge)
             self._host, self._peers = str(interface.ip), interface.network
-        elif ipaddress.ip_address(host).is_loopback:
-            self._host = host
-        else:
+        elif not ipaddress.ip_address(self._host).is_loopback:
             raise ValueError(f"{host} is not a loopback address: tokens of a person are for this machine, or a bridge")
-        self._port, self._fetch, self._clock = port, fetch, clock
+        self._fetch, self._clock = fetch, clock
         self._flights: dict[str, _Flight] = {}
         self._journal = Journal()
         self._server: Server | None = None

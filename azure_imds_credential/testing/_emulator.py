@@ -6,14 +6,14 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import _discovery
+from . import _discovery, _numbers
 from . import faults as _faults
 from ._identities import TENANT_ID, checked
 from ._imds import Imds
 from ._limits import Limits
 from ._profiles import PROFILES
 from ._rules import TOKEN_PATH, Machine
-from ._server import Server
+from ._server import Server, address
 from ._tokens import ISSUER, LIFETIME, TokenService
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ImdsEmulator:
 
     Args:
         identities: What the machine has. None: what the profile has, for a VM one system-assigned identity.
-        host: IP address to listen on.
+        host: IP address to listen on, or localhost, which is 127.0.0.1 whatever the machine says.
         port: Port to listen on; 0 takes a free one.
         profile: The kind of machine: "vm", "vmss", "aci" (Container Instances) or "aks" (a pod on an AKS node).
         throttle: Refuse more than 20 requests a second and 5 at once, as documented, with 429.
@@ -70,15 +70,13 @@ class ImdsEmulator:
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-        if latency < 0:
-            raise ValueError(f"latency must be seconds from 0, got {latency!r}")
         kind = PROFILES[profile]
         self._tokens = TokenService(kind.machine_id, token_lifetime, renew_before)
         has = [checked(identity) for identity in (kind.identities if identities is None else identities)]
         self._machine = Machine(kind, has, self._tokens, known_resources)
         self._clock, self._advanced = clock, 0.0
         self._imds = Imds(self._machine, self.now, latency, Limits() if throttle else None)
-        self._host, self._port = host, port
+        self._host, self._port = address(host, port)
         self._server: Server | None = None
 
     def __repr__(self) -> str:
@@ -151,6 +149,8 @@ class ImdsEmulator:
             refused: Seconds for which connections are refused.
             wireserver: How many token requests the other server answers after that, with 500.
         """
+        _numbers.seconds("refused", refused)
+        _numbers.whole("wireserver", wireserver)
         server = self._running
         server.pause()
         if wireserver:
@@ -190,8 +190,8 @@ class ImdsEmulator:
         return self._clock() + self._advanced
 
     def advance(self, seconds: float) -> None:
-        """Puts the emulator's clock forward."""
-        self._advanced += seconds
+        """Puts the emulator's clock forward, or back."""
+        self._advanced += _numbers.seconds("seconds", seconds, -_numbers.CENTURY, _numbers.CENTURY)
 
     # Faults
 
@@ -204,7 +204,7 @@ class ImdsEmulator:
                 math.inf: until `clear_faults`.
             path: The path whose requests are meant. Probes without the Metadata header count like any other.
         """
-        self._imds.script.add(path, faults, None if seconds is None else self.now() + seconds)
+        self._imds.script.add(path, faults, self.now(), seconds)
 
     def random_faults(self, *faults: Fault, rate: float, seed: int) -> None:
         """From now on a share of the token requests meets one of these faults.

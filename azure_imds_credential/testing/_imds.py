@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from . import _discovery, _instance
+from . import _discovery, _instance, _numbers
 from ._journal import Journal, Request
 from ._limits import is_identity
 from ._rules import THROTTLED, TOKEN_PATH, WRONG_PATH, Machine, token_answer
@@ -39,6 +39,9 @@ class Imds:
     journal: Journal = field(default_factory=Journal)
     script: Script = field(default_factory=Script)
     in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        _numbers.seconds("latency", self.latency)
 
     def respond(self, received: Received) -> Steps:
         """What happens on the wire in answer to a request."""

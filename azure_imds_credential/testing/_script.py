@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from . import _numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,17 +50,18 @@ class Script:
         self._windows: list[_Window] = []
         self._random: tuple[Sequence[Fault], float, random.Random] | None = None
 
-    def add(self, path: str, faults: Sequence[Fault], until: float | None = None) -> None:
-        """Queues faults after those that are already there."""
+    def add(self, path: str, faults: Sequence[Fault], now: float, seconds: float | None = None) -> None:
+        """Queues faults after those that are already there: for one request each, or for so many seconds from now."""
         _check(faults)
+        until = None if seconds is None else now + _numbers.seconds("seconds", seconds, most=math.inf)
         with self._lock:
             self._windows.append(_Window(path, deque(faults), until))
 
     def at_random(self, faults: Sequence[Fault], rate: float, seed: int) -> None:
         """From now on a share of the requests gets one of the faults; the same seed gives the same sequence."""
         _check(faults)
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate must be a share from 0 to 1, got {rate!r}")
+        _numbers.share("rate", rate)
+        _numbers.whole("seed", seed, least=None)
         with self._lock:
             self._random = (tuple(faults), rate, random.Random(seed))  # noqa: S311 - repeatable on purpose
 

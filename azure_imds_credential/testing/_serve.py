@@ -33,7 +33,7 @@ def run_emulator(
 
     Args:
         identities: What the machine has; None: what the profile has.
-        host: IP address to listen on.
+        host: IP address to listen on, or localhost.
         port: Port to listen on; 0 takes a free one.
         profile: The kind of machine.
         throttle: Refuse more than 20 requests a second and 5 at once.

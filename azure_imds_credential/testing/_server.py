@@ -9,6 +9,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from . import _numbers
 from ._connection import Connection
 
 if TYPE_CHECKING:
@@ -21,18 +22,33 @@ if TYPE_CHECKING:
 ACCEPT_TURNS = 3
 
 
+def address(host: str, port: int) -> tuple[str, int]:
+    """Where to listen. No name is looked up: localhost is what it has to be, whatever a file of hosts says.
+
+    Raises:
+        TypeError: The host is no string, or the port no number.
+        ValueError: They are no IP address (or localhost) and no port.
+    """
+    expected = f"host must be an IP address such as 127.0.0.1, or localhost, got {host!r}"
+    if not isinstance(host, str):
+        raise TypeError(expected)
+    try:
+        ip = "127.0.0.1" if host == "localhost" else str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ValueError(expected) from None
+    return ip, _numbers.whole("port", port, 0, 65535)
+
+
 class Server:
     """The listening socket and the thread behind it.
 
     Args:
-        host: IP address to listen on.
+        host: IP address to listen on, as `address` gives it.
         port: Port to listen on; 0 lets the system choose.
         respond: Called on the server's thread with each request; must not block.
     """
 
     def __init__(self, host: str, port: int, respond: Respond) -> None:
-        if not 0 <= port <= 65535:
-            raise ValueError(f"the port must be a number from 0 to 65535, got {port}")
         self._host = host
         self._port = port
         self._respond = respond

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from . import _numbers
 from ._identities import TENANT_ID, Identity, SystemAssigned
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class TokenService:
 
     def __init__(self, machine_id: str, lifetime: int = LIFETIME, renew_before: float = 0) -> None:
         self._machine_id = machine_id
-        self.lifetime = lifetime
-        self._renew_before = renew_before
+        self.lifetime = _numbers.whole("token_lifetime", lifetime, 1, _numbers.CENTURY)
+        self._renew_before = _numbers.seconds("renew_before", renew_before, most=_numbers.CENTURY)
         self._lock = threading.Lock()
         self._kept: dict[tuple[Identity, str], Token] = {}
         self._issued: list[str] = []
