@@ -78,6 +78,10 @@ class _Parser(argparse.ArgumentParser):
         """Raise what is wrong, so that `main` says it in the form that was asked for."""
         raise CommandError(f"{message}\n{self.format_usage().strip()}")
 
+    def _print_message(self, message: str, _file: object = None) -> None:
+        """Print help and version as any other result; some Pythons pass over an error here, others die of it."""
+        show(message.removesuffix("\n"))
+
 
 def _failed(as_json: bool, message: str, code: int, facts: dict[str, object]) -> int:
     if as_json:

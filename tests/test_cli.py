@@ -593,9 +593,26 @@ COMMAND = [sys.executable, "-W", "error", "-m", "azure_imds_credential"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
-@pytest.mark.parametrize("argv", [["whoami"], ["whoami", "--json"], ["token", "two scopes", "--json"], ["emulate"]])
-def test_an_output_that_takes_nothing_is_told(imds: ImdsEmulator, argv: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["token", "--help"],
+        ["whoami"],
+        ["whoami", "--json"],
+        ["token", "two scopes", "--json"],
+        ["emulate"],
+        ["scan", "/dev/null"],
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_takes_nothing_is_told(
+    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, argv: list[str], unbuffered: str
+) -> None:
     """Where standard output cannot be written, one sentence says so, with an exit code of its own."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # each write fails by itself, as it does in many an image
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*COMMAND, *argv], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
