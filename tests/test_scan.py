@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import bz2
+import codecs
 import gzip
 import json
 import zipfile
@@ -29,6 +30,8 @@ def jwt(signature: bytes = b"\x01" * 256, **claims: Any) -> str:
 
 LIVE = jwt(aud="https://vault.azure.net", exp=1)
 STORAGE_KEY = base64.b64encode(b"\x02" * 64).decode()
+# What base64 pads, and begins with what the two alphabets write otherwise; nothing at its end is part of the token.
+PADDED = b"\xfb\xff?" + LIVE.encode() + b" and so on" + b"." * (-len(LIVE) % 3)
 DUMMY = dummy_token({"aud": "https://vault.azure.net", "exp": 1})
 
 
@@ -97,6 +100,13 @@ def test_what_looks_live_is_found(tmp_path: Path, what: str, name: str, text: st
         ("a.txt", f"written by a shell of Windows: {LIVE}".encode("utf-16")),
         ("a.txt", base64.encodebytes(json.dumps({"access_token": "opaque and " + LIVE}).encode())),
         ("a.yaml", base64.b64encode(gzip.compress(LIVE.encode() * 9))),
+        ("a.txt", base64.urlsafe_b64encode(PADDED)),
+        ("a.txt", base64.urlsafe_b64encode(PADDED).rstrip(b"=") + b"\r\n"),
+        ("a.txt", base64.b64encode(PADDED).rstrip(b"=")),
+        ("a.txt", base64.b64encode(PADDED)[:-5]),
+        ("a.txt", base64.encodebytes(b"harmless, and padded") + base64.b64encode(PADDED)),
+        ("a.txt", codecs.BOM_UTF8 + base64.b64encode(PADDED)),
+        ("a.yaml", base64.urlsafe_b64encode(gzip.compress(LIVE.encode() * 9)).rstrip(b"=")),
     ],
 )
 def test_files_that_are_no_plain_text(tmp_path: Path, name: str, content: bytes) -> None:
@@ -120,8 +130,10 @@ def test_files_that_are_no_plain_text(tmp_path: Path, name: str, content: bytes)
         "AccountKey=<key>;SharedAccessKey=...;Password=scrubbed",
         "not: [closed",
         base64.encodebytes(json.dumps({"access_token": DUMMY}).encode()).decode(),
+        base64.urlsafe_b64encode(b"\xfb\xff?" + json.dumps({"access_token": DUMMY}).encode()).decode().rstrip("="),
         base64.encodebytes(bytes(range(256))).decode(),
         "some words that look like base64 and are none " * 9,
+        "some-words that_look like base64 of the other alphabet and are none " * 9,
         "",
     ],
 )

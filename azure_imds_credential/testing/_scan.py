@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import gzip
 import os
@@ -37,7 +36,8 @@ _CREDENTIAL_HEADERS = frozenset(
 )
 _SHORTEST_SECRET = 8  # characters of a value after "Password=" and the like; shorter ones are "..." and "<key>"
 _PLACEHOLDERS = (SCRUBBED, "redacted", "sanitized", "removed", "dummy", "*")
-_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{40,}")  # a whole file of it
+_BASE64 = re.compile(r"[\w+/=\s-]{40,}", re.ASCII)  # a whole file of it, in either alphabet of RFC 4648
+_FROM_URL_SAFE = str.maketrans("-_", "+/")
 # What archives and the like hold, or what stands for bytes that are no text: what is hidden there is not known.
 _UNREADABLE = re.compile("[\0\N{REPLACEMENT CHARACTER}]")
 _SUFFIXES = frozenset({".har", ".json", ".yaml", ".yml"})  # read as documents too; all else as text only
@@ -67,8 +67,8 @@ def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     """What looks live in recordings; nothing found is an empty list.
 
     Looks into YAML (vcrpy), JSON and HAR, compressed ones too, into JSON inside them and into compressed or base64
-    bodies; other files are read as text, decoded if the whole file is base64, and what is no text is a finding. The
-    tokens that `imds_vcr` leaves behind are dummies, known by a signature that no key makes.
+    bodies; other files are read as text, decoded if the whole file is base64 (URL-safe or not), and what is no text is
+    a finding. The tokens that `imds_vcr` leaves behind are dummies, known by a signature that no key makes.
 
     Args:
         paths: Files, and folders with all that is below them.
@@ -185,12 +185,13 @@ def _unpacked(body: bytes) -> str:
         except (OSError, EOFError, zlib.error):
             continue
     # What a shell of Windows writes into a file begins with a byte order mark.
-    encoding = "utf-16" if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    encoding = "utf-16" if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     return body.decode(encoding, errors="replace")
 
 
 def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text)
-    except binascii.Error:
-        return text.encode()
+    """Of either alphabet, padded or not. Padding ends a piece, and more may follow."""
+    pieces = re.sub("[^A-Za-z0-9+/=]", "", text.translate(_FROM_URL_SAFE)).split("=")
+    # One character too many is less than a byte: something was cut off. More padding than is needed does no harm.
+    whole = [piece[:-1] if len(piece) % 4 == 1 else piece for piece in pieces]
+    return b"\n".join(base64.b64decode(f"{piece}==") for piece in whole if piece)
