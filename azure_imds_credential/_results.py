@@ -24,14 +24,16 @@ EXIT_CODES: dict[type[e.ImdsError], int] = {
 }
 
 
-# How what the library calls an argument is spelled by those who typed a command.
+# How what the library calls an argument is spelled by those who typed a command; the first that fits counts. Programs
+# share tokens as well, and not every command does.
 _IN_A_SHELL = {
     "client_id": "--client-id",
     "object_id": "--object-id",
     "resource_id": "--resource-id",
     "endpoint must": "--endpoint must",
     "timeout must": "--timeout must",
-    "shared_cache=True": "--shared-cache",
+    "shared_cache=True needs": "--shared-cache needs",
+    "shared_cache=True": "shared_cache=True, or --shared-cache of `azure-imds token`, `whoami` and `secret`",
     "wait_for_identity waits": "`azure-imds wait` waits",
 }
 

@@ -40,6 +40,7 @@ from azure_imds_credential.testing import (
 )
 
 VAULT = "https://vault.azure.net/.default"
+SHARING = "--shared-cache"
 NOBODY = "99999999-9999-9999-9999-999999999999"
 USER = UserAssigned("app")
 SYSTEM = SystemAssigned()
@@ -300,6 +301,23 @@ def test_hints_are_in_terms_of_the_command_line(
         assert [option for option in options if option not in told] == []
         assert "wait_for_identity" not in told
     assert not re.search("(client|object|resource)_id", facts["hint"])
+
+
+@pytest.mark.parametrize("command", ["token", "whoami", "wait", "doctor", "secret"])
+def test_the_hint_of_throttling_names_the_commands_that_share(
+    run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, command: str
+) -> None:
+    """`--shared-cache` is said with the commands that take it, whichever command was typed, and with its argument."""
+    takers = [name for name in ("token", "whoami", "wait", "doctor", "secret") if SHARING in run(name, "--help").out]
+    first, *others = [f"`{name}`" for name in takers]
+    said = f"shared_cache=True, or {SHARING} of `azure-imds {first[1:]}, {', '.join(others[:-1])} and {others[-1]}."
+    imds.script(faults.throttled(retry_after=90), seconds=600)
+    arguments = {"token": [VAULT], "wait": ["--timeout", "1"], "secret": [vault.url, "greeting"]}.get(command, [])
+    plain, as_json = run(command, *arguments), run(command, *arguments, "--json")
+    facts = as_json.facts["error"] if command == "doctor" else as_json.facts
+    assert plain.code == EXIT_CODES[ImdsThrottledError]
+    for told in (plain.out + plain.err, facts["hint"], facts["message"]):
+        assert said in " ".join(told.split())
 
 
 # wait
