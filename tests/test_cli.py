@@ -569,7 +569,7 @@ def test_shared_cache_names_its_extra(
     run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--shared-cache` without filelock is told in a sentence with the extra to install, in terms of the option."""
-    monkeypatch.setattr("azure_imds_credential._shared_cache.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "filelock", None)  # as good as not installed
     ended = run("token", VAULT, "--shared-cache")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == "azure-imds: --shared-cache needs filelock: pip install 'azure-imds-credential[shared]'\n"
