@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from . import _fork
 from ._freshness import Slot
 from ._identity import identity_from
 from ._source import ManagedIdentitySource, source_and_evidence
-from ._token_cache import TokenCache, process_cache
+from ._token_cache import process_cache
 from .exceptions import ImdsUnavailableError, let_chains_go_on
 
 if TYPE_CHECKING:
@@ -74,16 +75,14 @@ class Configuration:
         self.shared_cache = shared_cache
         self.options = _checked_options(options)
         if shared_cache:
-            with _fork.imports:
-                from ._shared_cache import check_installed
-            check_installed()
+            _check_for_filelock()
             if own := sorted(self.options.keys() & OWN_WAYS):
                 raise ValueError(
                     f"shared_cache=True and {own[0]} exclude each other: tokens that come through a transport, a "
                     "policy or a hook of one's own are not shared"
                 )
         # A credential that talks in its own way must not share what others heard.
-        self.cache = TokenCache() if self.options else process_cache
+        self.cache = process_cache.apart() if self.options else process_cache
 
     def __str__(self) -> str:
         return f"{self.identity}, endpoint={self.endpoint or endpoint_of_environment()!r}"
@@ -183,6 +182,12 @@ def _seconds(name: str, value: float, *, above_zero: bool = False) -> float:
             f"30 days; got {str(value)[:20]}"
         )
     return float(value)
+
+
+def _check_for_filelock() -> None:
+    # Said at once, and not in production. By name: to import the shared cache would wait for whoever imports msal.
+    if sys.platform.startswith("linux") and find_spec("filelock") is None:
+        raise ImportError("shared_cache=True needs filelock: pip install 'azure-imds-credential[shared]'")
 
 
 def _checked_options(given: dict[str, Any]) -> dict[str, Any]:

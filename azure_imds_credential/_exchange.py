@@ -94,7 +94,8 @@ class _Conversation(HTTPPolicy[Any, Any]):
         self.slot, self.flight, self.options, self.world = slot, flight, options, world
         self.started = self.sent_at = world.clock()
         self.attempts = 0
-        self.verdict = Verdict(e.ImdsServiceError, "nothing was sent")
+        error = e.ImdsServiceError if slot.endpoint.seen else e.ImdsUnavailableError
+        self.verdict = Verdict(error, "nothing was sent")
         self.out_of_time = False
         self.session: Session | None = None  # our own
 
@@ -111,7 +112,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
             params=params,
             headers={**headers, "Accept-Encoding": "identity"},  # so that its size is what it says
         )
-        if self.flight.forced:
+        if self.flight.bypass:
             request.url += _BYPASS
         pipeline, self.session, per_request = build_pipeline(self, self.slot.endpoint.url, self.options)
         pipeline.run(request, **per_request)
@@ -150,30 +151,30 @@ class _Conversation(HTTPPolicy[Any, Any]):
                 self.out_of_time = True
                 raise error
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.came_back, extra={"imds_retry_delay": delay})
-            self.slot.endpoint.leave(self.flight)  # others need not wait for this wait
+            self.slot.endpoint.gate.leave(self.flight)  # others need not wait for this wait
             world.sleep(delay)
-            if not self.slot.endpoint.enter(self.flight, world.clock):
+            if not self.slot.endpoint.gate.enter(self.flight, world.clock):
                 self.out_of_time = True
                 raise error
 
     def _attempt(self, request: Any) -> Any:
         """Send once and judge what came back."""
         world, endpoint, options = self.world, self.slot.endpoint, self.options
-        now = world.clock()
+        gate = endpoint.gate
         # IMDS takes 20 requests a second from a whole machine; a process that needs more tokens than that takes turns.
-        with endpoint.pace:
-            full = len(endpoint.starts) == PER_SECOND
-            start = max(now, endpoint.starts[0] + SECOND) if full else now
-            in_time = start < self.flight.deadline
-            if in_time:
-                endpoint.starts.append(start)
-        if not in_time:  # a turn that nobody can use would be lost to those who have time
-            self.out_of_time = True
-            raise self._error()
-        if start > now:
-            world.sleep(start - now)
+        while True:
+            now = world.clock()
+            with gate.pace:
+                pause = gate.starts[0] + SECOND - now if len(gate.starts) == PER_SECOND else 0.0
+                if pause <= 0 and now < self.flight.deadline:
+                    gate.starts.append(now)  # now, not sooner: who sleeps may be woken late
+                    break
+            if now + pause >= self.flight.deadline:  # a turn that nobody can use would be lost to those who have time
+                self.out_of_time = True
+                raise self._error()
+            world.sleep(pause)
         self.attempts += 1
-        self.sent_at = world.clock()
+        self.sent_at = now
         left = max(0.001, self.flight.deadline - self.sent_at)
         connect = (
             CONNECT_SECONDS_ELSEWHERE if this_machine_is_plainly_not_azure() and not endpoint.seen else CONNECT_SECONDS

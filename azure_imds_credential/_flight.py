@@ -20,6 +20,7 @@ THREAD_NAME = "azure-imds-credential"
 # Seconds.
 ASK_FOR_IDENTITY_EVERY = 5.0  # while a caller waits for an identity to arrive
 ASK_AFTER_DEAD_TOKEN = 0.5
+FORCE_EVERY = 30.0  # callers that force a refresh within them share one
 
 # The one line that an exchange logs.
 LINE = (
@@ -59,6 +60,7 @@ class Flight(NamedTuple):
     started: float
     deadline: float
     forced: bool
+    bypass: bool  # IMDS is asked to bypass its own cache
     troubles: list[BaseException]  # the errors of its attempts so far, for callers who leave before it ends
 
 
@@ -77,6 +79,24 @@ def no_answer(slot: "Slot", wish: "Configuration", reason: str = "") -> ImdsErro
     )
     error._came_back = reason
     return error
+
+
+def must_ask_anew(slot: "Slot", now: float, patient_until: float) -> bool:
+    """Say whether a caller who wants a newer token is not served by what another's forced refresh brought just now.
+
+    Raises:
+        ImdsError: It brought an error that is this caller's too.
+    """
+    if now >= slot.forced_at + FORCE_EVERY:
+        return True
+    if slot.forced_error is not None and not _is_worth_patience(slot.forced_error, now, patient_until):
+        raise own_copy(slot.forced_error)
+    return slot.forced_error is not None
+
+
+def pause_for_identity(slot: "Slot", now: float, patient_until: float) -> float:
+    """Say for how many seconds nobody need ask again, after IMDS said to whomever that there is no such identity."""
+    return max(0.0, min(slot.no_identity_at + ASK_FOR_IDENTITY_EVERY, patient_until) - now)
 
 
 def failure(
@@ -98,11 +118,15 @@ def failure(
     if outcome.error is None:
         # The machine slept while the answer came. Not at once, in case its tokens are always dead.
         return no_answer(slot, wish), ASK_AFTER_DEAD_TOKEN
-    if isinstance(outcome.error, IdentityUnavailableError) and now < patient_until:
-        return outcome.error, min(ASK_FOR_IDENTITY_EVERY, patient_until - now)
+    if _is_worth_patience(outcome.error, now, patient_until):
+        return outcome.error, pause_for_identity(slot, now, patient_until)
     if outcome.out_of_time and deadline > flight.deadline + 5 * GRACE:
         return outcome.error, outcome.retry_after  # who led it had less time than we have
     return outcome.error, math.inf
+
+
+def _is_worth_patience(error: BaseException, now: float, patient_until: float) -> bool:
+    return isinstance(error, IdentityUnavailableError) and now < patient_until  # it may arrive yet
 
 
 def own_copy(error: BaseException) -> BaseException:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from azure.core.credentials import AccessToken, AccessTokenInfo
 
+from .exceptions import IdentityUnavailableError, ImdsUnavailableError
+
 if TYPE_CHECKING:
     from ._endpoint import Endpoint
-    from ._flight import Flight
+    from ._flight import Flight, Outcome
     from ._identity import Identity
 
 # Seconds.
@@ -130,16 +132,29 @@ class Slot:
 
     token: RedactedToken | None = None
     info: RedactedTokenInfo | None = None
-    fresh_until = refresh_at = expires_at = stored_at = cleared_at = forced_at = retry_at = NEVER
-    forced_error: BaseException | None = None  # how the forced flight at `forced_at` failed, if it did
+    fresh_until = refresh_at = expires_at = stored_at = cleared_at = forced_at = retry_at = no_identity_at = NEVER
+    forced_error: BaseException | None = None  # how the forced flight at `forced_at` failed, if no token came since
     failures = 0
+    news = 0  # how often a flight ended or all was forgotten: whoever finds it as it was has missed nothing
 
     def hold(self, access_token: str, expires_at: float, now: float, world: World) -> None:
         """Keep a token."""
         again = self.token is not None and self.token.token == access_token
+        if not again:
+            self.forced_error = None
         refresh_at = now + refresh_delay(expires_at - now, same_again=again, random=world.random)
         self.stored_at, self.failures, self.retry_at = now, 0, NEVER
         self.publish(access_token, refresh_at, expires_at, now, world.wall_clock())
+
+    def lack(self, outcome: Outcome, now: float, *, forced: bool) -> None:
+        """Remember how asking for a token failed. One that is held goes on to serve."""
+        if isinstance(outcome.error, IdentityUnavailableError):
+            self.no_identity_at = now
+        if not (forced and outcome.out_of_time):  # who had no time for it must not put off the ordinary refresh
+            self.failures += 1
+            self.retry_at = next_refresh_after(self.failures, now, self.expires_at)
+        if outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
+            self.endpoint.note_absence(outcome.error, now)
 
     def publish(self, access_token: str, refresh_at: float, expires_at: float, now: float, wall_now: float) -> None:
         """Make what callers get, with an expiry by the wall clock as it is set now."""
@@ -150,11 +165,13 @@ class Slot:
         self.token = RedactedToken(access_token, expires_on)
         self.refresh_at = refresh_at
         self.expires_at = expires_at
-        self.fresh_until = min(refresh_at, expires_at, now + REANCHOR_EVERY)
+        self.fresh_until = min(max(refresh_at, self.retry_at), expires_at, now + REANCHOR_EVERY)
 
     def clear(self, now: float) -> None:
         """Hold nothing, and keep nothing of what flights under way will bring."""
         self.fresh_until = self.refresh_at = self.expires_at = self.forced_at = self.retry_at = NEVER
+        self.no_identity_at = NEVER
+        self.news += 1
         self.plain = self.forced = self.token = self.info = self.forced_error = None
         self.stored_at = self.cleared_at = now
         self.failures = 0

@@ -13,9 +13,7 @@ from __future__ import annotations
 import binascii
 import json
 import logging
-import sys
 from contextlib import ExitStack, suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from . import _fork
@@ -41,16 +39,6 @@ ASKING, FAILED = "asking", "failed"
 _TOKEN, _LOCK, _NOTE = ".token", ".lock", ".note"
 _logger = logging.getLogger("azure_imds_credential")
 _told: set[str] = set()
-
-
-def check_installed() -> None:
-    """Say at once, and not in production, that the lock is missing.
-
-    Raises:
-        ImportError: filelock is not installed, on a system where it would be used.
-    """
-    if sys.platform.startswith("linux") and find_spec("filelock") is None:
-        raise ImportError("shared_cache=True needs filelock: pip install 'azure-imds-credential[shared]'")
 
 
 def forget_shared_tokens() -> int:

@@ -15,19 +15,30 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from . import _fork
-from ._endpoint import GRACE, Endpoint
-from ._flight import LINE, REFRESH_FAILED, THREAD_NAME, Flight, Outcome, current_flight, failure, no_answer, own_copy
-from ._freshness import LONGEST_WAIT, Phase, Slot, World, next_refresh_after, phase
-from .exceptions import IdentityUnavailableError, ImdsUnavailableError
+from ._endpoint import GRACE, Endpoint, Gate
+from ._flight import (
+    FORCE_EVERY,
+    LINE,
+    REFRESH_FAILED,
+    THREAD_NAME,
+    Flight,
+    Outcome,
+    current_flight,
+    failure,
+    must_ask_anew,
+    no_answer,
+    own_copy,
+    pause_for_identity,
+)  # fmt: skip
+from ._freshness import LONGEST_WAIT, Phase, Slot, World, phase
+from .exceptions import IdentityUnavailableError
 
 if TYPE_CHECKING:
     from ._configuration import Configuration
     from ._identity import Identity
     from ._shared_cache import Turn
 
-# Seconds.
 REFRESH_SECONDS = 90.0  # what a refresh has while the held token serves: as a call has by default
-FORCE_EVERY = 30.0  # callers that force a refresh within them share one
 
 _logger = logging.getLogger("azure_imds_credential")
 
@@ -35,21 +46,26 @@ _logger = logging.getLogger("azure_imds_credential")
 class TokenCache:
     """Slots, and the one way to fill them."""
 
-    def __init__(self, world: World | None = None) -> None:
+    def __init__(self, world: World | None = None, gates: dict[str, Gate] | None = None) -> None:
         self.world = world or World()
         self.clock = self.world.clock
+        self._gates: dict[str, Gate] = {} if gates is None else gates
         self._slots: dict[tuple[str, Identity, str], Slot] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.RLock()  # a signal handler may ask for a token, in the middle of anything
         _fork.register(self)
+
+    def apart(self) -> TokenCache:
+        """Make another that takes turns with this one where it asks, and shares nothing else."""
+        return TokenCache(self.world, self._gates)
 
     def begin_anew(self) -> None:
         """Keep the tokens in a forked child, under no lock; locks and flights stayed with the parent's threads."""
         self._lock = threading.RLock()
         for slot in self._slots.values():
             slot.plain = slot.forced = None
-        for endpoint in self._endpoints.values():
-            endpoint.begin_anew()
+        for gate in self._gates.values():
+            gate.begin_anew()
 
     def slot(self, url: str, identity: Identity, resource: str) -> Slot:
         """Return the one slot of this key."""
@@ -57,7 +73,9 @@ class TokenCache:
             slot = self._slots.get((url, identity, resource))
             if slot is None:
                 slot = Slot()
-                slot.endpoint = self._endpoints.get(url) or self._endpoints.setdefault(url, Endpoint(url))
+                if url not in self._endpoints:
+                    self._endpoints[url] = Endpoint(url, self._gates.setdefault(url, Gate()))
+                slot.endpoint = self._endpoints[url]
                 slot.identity, slot.resource = identity, resource
                 self._slots[url, identity, resource] = slot  # last: a fork may come in between
             return slot
@@ -87,25 +105,24 @@ class TokenCache:
         deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
         asked, waited, no_identity = False, False, None
         while True:
-            now, stored_at = self.clock(), slot.stored_at
-            force = forced
-            if forced and not asked and now < slot.forced_at + FORCE_EVERY:
-                if slot.forced_error is not None:
-                    raise own_copy(slot.forced_error)
-                force = now >= slot.expires_at
+            now, news = self.clock(), slot.news
+            force = forced and (asked or must_ask_anew(slot, now, patient_until))
             # `phase` would say EXPIRED as well. Whoever reads how a first token comes about need not look there.
             held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise own_copy(absence)
-                flight = self._join(slot, wish, deadline, stored_at, forced=force)
+                if now < patient_until and 0 < (pause := pause_for_identity(slot, now, patient_until)) < deadline - now:
+                    yield None, pause
+                    continue
+                flight = self._join(slot, wish, deadline, news, forced=force)
                 if flight is None:
-                    continue  # another thread stored a token between our look and the lock
+                    continue  # another flight landed between our look and the lock
                 asked = True
                 yield flight, min(deadline, flight.deadline) + GRACE - now
                 now = self.clock()
                 if now >= flight.deadline:
-                    slot.endpoint.leave(flight)  # it overran its time: others may ask
+                    slot.endpoint.gate.leave(flight)  # it overran its time: others may ask
                 outcome = flight.landed[0] if flight.landed else None
                 if now < slot.expires_at and not (force and (outcome is None or outcome.error)):
                     return  # what it brought, or what another flight brought meanwhile
@@ -124,12 +141,12 @@ class TokenCache:
                     return  # a hook or a log handler of the refresh itself: the held token is good enough for it
                 if held is not Phase.FRESH and (slot.plain is not None or now >= slot.retry_at):
                     # A refresh in the background has its own time, not that of the caller who noticed.
-                    flight = self._join(slot, wish, now + REFRESH_SECONDS, stored_at, forced=False)
+                    flight = self._join(slot, wish, now + REFRESH_SECONDS, news, forced=False)
                     if flight is None:
                         continue
                 seconds = 0.0 if flight is None else min(flight.started + LONGEST_WAIT, deadline) - now
                 if flight is None or held is not Phase.CLOSING or seconds <= 0 or waited:
-                    if now >= slot.fresh_until:
+                    if flight is None and now >= slot.fresh_until:
                         self._follow_wall_clock(slot, now)
                     return
                 waited = True
@@ -141,14 +158,12 @@ class TokenCache:
             if slot.token is not None and now >= slot.fresh_until:
                 slot.publish(slot.token.token, slot.refresh_at, slot.expires_at, now, self.world.wall_clock())
 
-    def _join(
-        self, slot: Slot, wish: Configuration, deadline: float, stored_at: float, *, forced: bool
-    ) -> Flight | None:
+    def _join(self, slot: Slot, wish: Configuration, deadline: float, news: int, *, forced: bool) -> Flight | None:
         """Return the flight under way, or set out on a new one when there is none or it overran its time.
 
-        None when the slot no longer holds what was stored at the time that the caller saw: it may need no flight now.
+        None when a flight ended since the caller looked: it may need none now.
         """
-        new: Flight | None = None
+        new = thread = None
         try:
             with self._lock:
                 now = self.clock()
@@ -157,34 +172,37 @@ class TokenCache:
                     if flight is current_flight.get():
                         raise no_answer(slot, wish, "A hook or a log handler of the request itself asked for its token")
                     return flight
-                if slot.stored_at != stored_at:
+                if slot.news != news:
                     return None
-                new = Flight([], [], now, deadline, forced, [])
+                new = Flight([], [], now, deadline, forced, forced and now >= slot.forced_at + FORCE_EVERY, [])
                 if forced:
                     slot.forced = new
                 else:
                     slot.plain = new
             run, args = contextvars.copy_context().run, (self._fly, slot, wish, new)
+            thread = threading.Thread(target=run, args=args, name=THREAD_NAME, daemon=True)
             try:
-                threading.Thread(target=run, args=args, name=THREAD_NAME, daemon=True).start()
+                thread.start()
             except RuntimeError:  # no thread can start, as when the interpreter is shutting down
                 self._fly(slot, wish, new)
         except BaseException:
-            if new is not None:
+            if new is not None and (thread is None or thread.ident is None):  # else it flies, for others to join
                 self._settle(slot, new, None)
             raise
         return new
 
     def _fly(self, slot: Slot, wish: Configuration, flight: Flight) -> None:
         """Be the thread of a flight: see what other processes have, wait at the gate, ask, and keep what comes."""
-        endpoint, was = slot.endpoint, current_flight.set(flight)
+        if flight.landed:
+            return  # who set out was interrupted before this thread began
+        gate, was = slot.endpoint.gate, current_flight.set(flight)
         try:
             with self._turn(slot, flight) if wish.shared_cache else nullcontext() as turn:
                 outcome = turn.outcome if turn else None
                 if outcome is None:
-                    if endpoint.gate.acquire(blocking=False):
-                        endpoint.inside[id(flight.landed)] = flight
-                    elif not endpoint.enter(flight, self.clock):
+                    if gate.places.acquire(blocking=False):
+                        gate.inside[id(flight.landed)] = flight
+                    elif not gate.enter(flight, self.clock):
                         raise no_answer(slot, wish)
                     loaded = f"{__package__}._exchange" in sys.modules
                     with _fork.imports, nullcontext() if loaded else _fork.rare_collections():
@@ -200,17 +218,19 @@ class TokenCache:
         self._settle(slot, flight, outcome)
 
     def _turn(self, slot: Slot, flight: Flight) -> Turn:
-        with _fork.imports:
+        with nullcontext() if f"{__package__}._shared_cache" in sys.modules else _fork.imports:
             from ._shared_cache import Turn
         return Turn(slot, flight, self.world)
 
     def _settle(self, slot: Slot, flight: Flight, outcome: Outcome | None) -> None:
         """End a flight: keep what it brought, and wake whoever waits."""
-        if slot.endpoint.inside.pop(id(flight.landed), None):
-            slot.endpoint.gate.release()
+        gate = slot.endpoint.gate
+        if gate.inside.pop(id(flight.landed), None):
+            gate.places.release()
         failed = False
         with self._lock:
             now = self.clock()
+            slot.news += 1
             if slot.forced is flight:
                 slot.forced = None
             if slot.plain is flight:
@@ -223,12 +243,7 @@ class TokenCache:
                     slot.hold(outcome.access_token, outcome.expires_at, now, self.world)
                 else:
                     failed = now < slot.expires_at
-                    # One for which its caller had no time must not put off the ordinary refresh.
-                    if not (flight.forced and outcome.out_of_time):
-                        slot.failures += 1
-                        slot.retry_at = next_refresh_after(slot.failures, now, slot.expires_at)
-                    if outcome.absent and isinstance(outcome.error, ImdsUnavailableError):
-                        slot.endpoint.note_absence(outcome.error, now)
+                    slot.lack(outcome, now, forced=flight.forced)
                 if flight.forced and not outcome.out_of_time:
                     slot.forced_at, slot.forced_error = now, outcome.error
             if flight.landed:

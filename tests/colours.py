@@ -79,11 +79,8 @@ def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     passing = VirtualTime()
     draw = random.Random(4).random
 
-    def cache() -> TokenCache:
-        return TokenCache(World(passing.clock, passing.wall_clock, draw, passing.sleep))
-
-    monkeypatch.setattr(_configuration, "TokenCache", cache)
-    monkeypatch.setattr(_configuration, "process_cache", cache())
+    cache = TokenCache(World(passing.clock, passing.wall_clock, draw, passing.sleep))
+    monkeypatch.setattr(_configuration, "process_cache", cache)
     return passing
 
 

@@ -22,7 +22,7 @@ from colours import VAULT, Colour, VirtualTime
 from tcp import listening, never_read
 
 from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _exchange
-from azure_imds_credential._endpoint import ABSENT_SECONDS, Endpoint
+from azure_imds_credential._endpoint import ABSENT_SECONDS, Endpoint, Gate
 from azure_imds_credential._hints import plainly_not_azure
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
@@ -245,7 +245,7 @@ def test_an_endpoint_once_seen_is_asked_again_and_again(
 
 def test_one_answer_ends_what_was_remembered() -> None:
     """A request under way while absence was noted may still be answered: from then on IMDS is there."""
-    endpoint = Endpoint("http://127.0.0.1:9")
+    endpoint = Endpoint("http://127.0.0.1:9", Gate())
     endpoint.note_absence(ImdsUnavailableError("nobody"), now=100.0)
     assert endpoint.known_absence(now=101.0) is not None
     endpoint.seen = True

@@ -241,6 +241,156 @@ def test_who_waited_for_an_identity_in_vain_is_told_that(
     assert type(caller.error) is told
 
 
+def test_who_waits_for_the_same_identity_asks_together(machine: CacheMachine) -> None:
+    """Callers who come at different times share one question in five seconds; who cannot wait asks at once."""
+    first = Caller(machine, KEYS[0], forced=False, patience=60.0)
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), first)
+    callers = [first]
+    for _ in range(4):
+        machine.now += 1.0
+        callers.append(Caller(machine, KEYS[0], forced=False, patience=60.0))
+    assert machine.launched == 1
+    assert {caller.until for caller in callers} == {1005.0}
+    hasty = Caller(machine, KEYS[0], forced=False)
+    assert machine.launched == 2
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), hasty)
+    assert isinstance(hasty.error, IdentityUnavailableError)
+    machine.now = 1005.0
+    for caller in callers:
+        caller.go_on()
+    assert machine.launched == 2
+    assert {caller.until for caller in callers} == {1009.0}
+    machine.now = 1009.0
+    for caller in callers:
+        caller.go_on()
+    assert machine.launched == 3
+    machine.ends["https://a#it"] = machine.now + 86400.0
+    _lands(machine, Outcome("https://a#it", machine.now + 86400.0), *callers)
+    assert all(caller.done and caller.error is None for caller in callers)
+
+
+def test_a_last_question_is_asked_when_patience_ends(machine: CacheMachine) -> None:
+    """Who comes while others pause and has less patience than their pause asks when it ends, and is told then."""
+    others = Caller(machine, KEYS[0], forced=False, patience=60.0)
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), others)
+    machine.now += 1.0
+    caller = Caller(machine, KEYS[0], forced=False, patience=2.0)
+    assert caller.until - machine.now == 2.0
+    machine.now += 2.0
+    caller.go_on()
+    assert machine.launched == 2
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), caller)
+    assert isinstance(caller.error, IdentityUnavailableError)
+
+
+def test_who_waits_for_an_identity_does_not_share_a_forced_failure(machine: CacheMachine) -> None:
+    """The remembered answer that there is no identity is for who cannot wait; nobody bypasses IMDS's cache for it."""
+    _lands_forced_in_vain(machine, IdentityUnavailableError("none"))
+    assert isinstance(Caller(machine, KEYS[0], forced=True).error, IdentityUnavailableError)
+    patient = Caller(machine, KEYS[0], forced=True, patience=60.0)
+    assert (patient.done, patient.until - machine.now) == (False, 5.0)
+    machine.now += 5.0
+    patient.go_on()
+    (_, flight) = machine.flying[0]
+    assert (flight.forced, flight.bypass) == (True, False)
+    machine.ends["https://a#it"] = machine.now + 86400.0
+    _lands(machine, Outcome("https://a#it", machine.now + 86400.0), patient)
+    assert patient.done
+    assert patient.error is None
+
+
+@pytest.mark.parametrize(("token", "told"), [("https://a#newer", None), ("https://a#first", ImdsServiceError)])
+def test_a_forced_failure_is_remembered_until_a_newer_token_comes(
+    machine: CacheMachine, token: str, told: type[ImdsError] | None
+) -> None:
+    """Within its 30 s a forced call gets a token that came since, though not the one that was to be replaced."""
+    _first(machine)
+    machine.now += 43_000.0 + 5_000.0
+    _lands_forced_in_vain(machine, ImdsServiceError("no"))
+    machine.now += 1.0
+    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    slot.retry_at = machine.now
+    Caller(machine, KEYS[0], forced=False)
+    machine.ends[token] = machine.now + 30_000.0
+    _lands(machine, Outcome(token, machine.now + 30_000.0))
+    again = Caller(machine, KEYS[0], forced=True)
+    assert again.done
+    assert (type(again.error) if again.error else None) == told
+
+
+def _lands_forced_in_vain(machine: CacheMachine, error: ImdsError) -> None:
+    caller = Caller(machine, KEYS[0], forced=True)
+    _lands(machine, Outcome(error=error), caller)
+    assert type(caller.error) is type(error)
+
+
+class JustBefore:
+    """A lock that lets something happen just before it is taken for the first time."""
+
+    def __init__(self, machine: CacheMachine, what: Callable[[], None]) -> None:
+        self.machine, self.what = machine, what
+        self.lock = machine.cache._lock
+
+    def __enter__(self) -> None:
+        self.machine.cache._lock = self.lock
+        self.what()
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_failure_between_a_look_and_the_lock_is_seen(machine: CacheMachine, forced: bool) -> None:
+    """Whoever looked before another's refresh failed keeps to the pause that follows it, and to what it said."""
+    _first(machine)
+    machine.now += 50_000.0
+
+    def another_fails() -> None:
+        Caller(machine, KEYS[0], forced=forced)
+        _lands(machine, Outcome(error=ImdsServiceError("no")))
+
+    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    machine.cache._lock = JustBefore(machine, another_fails)  # type: ignore[assignment] # as far as it is used
+    wish: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0, options={})
+    if forced:
+        with pytest.raises(ImdsServiceError):
+            next(machine.cache.steps(slot, wish, forced=True))
+    else:
+        assert list(machine.cache.steps(slot, wish, forced=False)) == []
+    assert machine.launched == 2
+
+
+def test_between_failed_refreshes_the_held_token_is_as_warm_as_a_fresh_one(machine: CacheMachine) -> None:
+    """The fast path serves it until the next try, for a minute at a time, and never past its end."""
+    _first(machine)
+    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    machine.now += 86_350.0
+    Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome(error=ImdsServiceError("no")))
+    assert slot.retry_at == machine.now + 30.0
+    assert Caller(machine, KEYS[0], forced=False).done
+    assert slot.fresh_until == slot.retry_at
+    machine.now += 30.0
+    Caller(machine, KEYS[0], forced=False)
+    _lands(machine, Outcome(error=ImdsServiceError("no")))
+    assert Caller(machine, KEYS[0], forced=False).done
+    assert slot.fresh_until == slot.expires_at == machine.now + 20.0
+
+
+def test_callers_during_a_refresh_write_nothing(machine: CacheMachine) -> None:
+    """Each gets the very token that is held, without taking the lock to make it anew."""
+    _first(machine)
+    machine.now += 50_000.0
+    told = set[int]()
+    for _ in range(3):
+        caller = Caller(machine, KEYS[0], forced=False)
+        assert caller.done
+        told.add(id(caller.slot.token))
+    assert len(told) == 1
+    assert len(machine.flying) == 1
+
+
 def test_of_several_troubles_the_last_is_told_to_each_caller(machine: CacheMachine) -> None:
     """Who leaves at the deadline hears of the latest attempt, in an error of his own."""
     callers = [Caller(machine, KEYS[0], forced=False) for _ in range(2)]
@@ -322,6 +472,18 @@ def test_a_forced_refresh_for_which_there_was_no_time_limits_nobody(machine: Cac
     assert machine.launched == 2
 
 
+def test_a_forced_refresh_for_which_there_was_no_time_puts_no_other_off(machine: CacheMachine) -> None:
+    """The ordinary refresh that is due sets out all the same."""
+    _first(machine)
+    machine.now += 50_000.0
+    hasty = Caller(machine, KEYS[0], forced=True, timeout=1.0)
+    machine.now += 1.0
+    _lands(machine, Outcome(error=ImdsServiceError("late"), out_of_time=True), hasty)
+    assert not machine.flying
+    Caller(machine, KEYS[0], forced=False)
+    assert len(machine.flying) == 1
+
+
 def test_a_forced_refresh_that_hangs_is_no_success(machine: CacheMachine) -> None:
     """Who forced it gets the error when the time is up, and never the token that he would not have."""
     _first(machine)
@@ -383,11 +545,11 @@ def test_a_place_at_the_gate_is_given_back_once(machine: CacheMachine) -> None:
     """Whoever saw a flight overrun gave its place away: when it ends after all, no sixth place opens."""
     caller = Caller(machine, KEYS[0], forced=False)
     slot, flight = machine.flying[0]
-    assert slot.endpoint.enter(flight, lambda: machine.now)
+    assert slot.endpoint.gate.enter(flight, lambda: machine.now)
     machine.now += TIMEOUT
     caller.go_on()
     _lands(machine, Outcome(error=ImdsServiceError("late"), out_of_time=True))
-    places = [slot.endpoint.gate.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
+    places = [slot.endpoint.gate.places.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
     assert places == [True] * AT_ONCE + [False]
 
 

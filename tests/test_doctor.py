@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
@@ -399,7 +398,7 @@ MACHINES = [
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two requests nobody waits here: how long is another test's matter."""
     world = World(sleep=lambda _: None)
-    monkeypatch.setattr("azure_imds_credential._configuration.TokenCache", partial(TokenCache, world))
+    monkeypatch.setattr("azure_imds_credential._configuration.process_cache", TokenCache(world))
 
 
 def examined(machine: Machine, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> Report:

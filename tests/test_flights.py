@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour, VirtualTime
+from colours import SYNC, VAULT, Colour, VirtualTime
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
-from azure_imds_credential._endpoint import AT_ONCE, Endpoint
+from azure_imds_credential._endpoint import AT_ONCE, Gate
 from azure_imds_credential._flight import Flight, Outcome
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, faults
@@ -68,11 +69,12 @@ def test_tasks_loops_and_threads_together_cost_one_request() -> None:
         imds.assert_requests(1)
 
 
-def test_many_resources_at_once_keep_to_the_limits_of_imds() -> None:
+@pytest.mark.parametrize("options", [{}, {"retry_total": 5}], ids=["one cache", "a cache each"])
+def test_many_resources_at_once_keep_to_the_limits_of_imds(options: dict[str, Any]) -> None:
     """64 tokens for 64 resources: at most five requests at a time, and never a 429 for being too many at once."""
     with ImdsEmulator(latency=0.02, throttle=True) as imds:
         scopes = [f"https://r{number}.example/.default" for number in range(MANY)]
-        credential = ImdsCredential(endpoint=imds.endpoint)
+        credentials = [ImdsCredential(endpoint=imds.endpoint, **options) for _ in scopes]
         running, most = 0, 0
         lock = threading.Lock()
 
@@ -86,9 +88,10 @@ def test_many_resources_at_once_keep_to_the_limits_of_imds() -> None:
                 running -= 1
 
         imds.script(*[counted] * MANY)
-        results = _at_once([lambda scope=scope: credential.get_token(scope).token for scope in scopes])  # type: ignore[misc] # binds the loop's value
+        calls = [partial(credential.get_token, scope) for credential, scope in zip(credentials, scopes, strict=True)]
+        results = _at_once(calls)
         assert not [result for result in results if isinstance(result, Exception)]
-        assert len(set(results)) == MANY
+        assert len({result.token for result in results}) == MANY
         assert 1 < most <= 5
         imds.assert_requests(MANY)
 
@@ -284,27 +287,27 @@ def test_a_failed_flight_is_over(colour: Colour, imds: ImdsEmulator) -> None:
 
 
 def _flight(deadline: float) -> Flight:
-    return Flight([], [], 0.0, deadline, False, [])
+    return Flight([], [], 0.0, deadline, False, False, [])
 
 
 def test_places_of_flights_that_overran_are_given_to_who_waits() -> None:
     """Also where no caller is left to see it, as with refreshes behind the callers' backs; and not a moment sooner."""
-    endpoint = Endpoint("http://127.0.0.1:9")
-    assert all(endpoint.enter(_flight(10.0), lambda: 0.0) for _ in range(AT_ONCE))
+    gate = Gate()
+    assert all(gate.enter(_flight(10.0), lambda: 0.0) for _ in range(AT_ONCE))
     readings = iter([10.05] * 10)  # one look around; whoever looks more often waits on though his time is up
-    assert not endpoint.enter(_flight(10.05), lambda: next(readings))
-    assert len(endpoint.inside) == AT_ONCE
+    assert not gate.enter(_flight(10.05), lambda: next(readings))
+    assert len(gate.inside) == AT_ONCE
     readings = iter([10.2] * 50)  # whoever makes no place looks for ever
-    assert endpoint.enter(_flight(90.0), lambda: next(readings))
+    assert gate.enter(_flight(90.0), lambda: next(readings))
 
 
 def test_leaving_the_gate_twice_makes_no_second_place() -> None:
     """A flight leaves once, and one that never came in not at all."""
-    endpoint, flight = Endpoint("http://127.0.0.1:9"), _flight(10.0)
-    assert endpoint.enter(flight, lambda: 0.0)
+    gate, flight = Gate(), _flight(10.0)
+    assert gate.enter(flight, lambda: 0.0)
     for one in (flight, flight, _flight(10.0)):
-        endpoint.leave(one)
-    places = [endpoint.gate.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
+        gate.leave(one)
+    places = [gate.places.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
     assert places == [True] * AT_ONCE + [False]
 
 
@@ -337,9 +340,40 @@ def test_a_turn_that_nobody_can_use_is_not_taken() -> None:
         impatient = ImdsCredential(endpoint=imds.endpoint, timeout=0.15)
         for turn in range(4):
             _at_once([lambda n=n, t=turn: impatient.get_token(f"https://r{n}-{t}.example") for n in range(15)])  # type: ignore[misc] # binds the loop's value
-        endpoint = next(iter(impatient._configuration.cache._endpoints.values()))
-        assert max(endpoint.starts) <= impatient._configuration.cache.clock()
+        gate = impatient._configuration.cache._gates[imds.endpoint]
+        assert max(gate.starts) <= impatient._configuration.cache.clock()
         assert len(imds.requests) <= 20 * 4
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["its thread runs", "its thread begins later"])
+def test_an_interrupt_as_a_request_sets_out_costs_no_second_one(
+    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """A request that is under way by then is there for others to join; one that is not never begins."""
+    start, threads = threading.Thread.start, list[threading.Thread]()
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name != "azure-imds-credential" or threads:
+            start(self)
+            return
+        threads.append(self)
+        if begun:
+            start(self)
+        raise KeyboardInterrupt
+
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SYNC.ask(imds.endpoint)
+    if begun:
+        imds.wait_for_requests(1)
+    answer.set()
+    assert colour.ask(imds.endpoint).token == imds.tokens[0]
+    if not begun:
+        start(threads[0])
+    threads[0].join(10)
+    imds.assert_requests(1)
 
 
 def test_an_interrupt_of_a_waiting_caller_keeps_no_lock(imds: ImdsEmulator) -> None:

@@ -247,12 +247,12 @@ def test_a_private_cache_begins_anew_in_a_child_too(colour: Colour, imds: ImdsEm
     """A lock that is held at the fork, and turns that the parent takes: the child of any cache has its own."""
     credential = colour.ImdsCredential(endpoint=imds.endpoint, timeout=5, retry_total=0)
     colour.run(credential.get_token(VAULT))
-    endpoint = credential._slots[VAULT].endpoint
-    endpoint.starts.extend([float("inf")] * 20)  # as if the parent had asked until the end of time
-    endpoint.inside[0] = None
-    with credential._configuration.cache._lock, endpoint.pace:
-        in_child = _in_child(lambda: (colour.run(credential.get_token("https://other.example")), endpoint.inside))
-    endpoint.inside.clear()
+    gate = credential._slots[VAULT].endpoint.gate
+    gate.starts.extend([float("inf")] * 20)  # as if the parent had asked until the end of time
+    gate.inside[0] = None
+    with credential._configuration.cache._lock, gate.pace:
+        in_child = _in_child(lambda: (colour.run(credential.get_token("https://other.example")), gate.inside))
+    gate.inside.clear()
     token, inside = in_child
     assert token.token in imds.tokens
     assert not inside

@@ -127,9 +127,10 @@ def test_a_forgotten_slot_is_a_new_one() -> None:
     slot, world = Slot(), World(wall_clock=lambda: 0.0, random=lambda: 0.5)
     slot.hold("token", 86400.0, 0.0, world)
     slot.failures, slot.retry_at, slot.forced_at, slot.forced_error = 3, 900.0, 800.0, KeyError()
-    slot.plain = slot.forced = Flight([], [], 900.0, 990.0, True, [])
+    slot.no_identity_at = 700.0
+    slot.plain = slot.forced = Flight([], [], 900.0, 990.0, True, True, [])
     slot.clear(1000.0)
     assert slot.stored_at == slot.cleared_at == 1000.0
     names = ("token", "info", "fresh_until", "refresh_at", "expires_at", "retry_at", "failures", "forced_at")
-    for name in (*names, "forced_error", "plain", "forced"):
+    for name in (*names, "forced_error", "plain", "forced", "no_identity_at"):
         assert getattr(slot, name) == getattr(Slot, name), name

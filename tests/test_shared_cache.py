@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from colours import VAULT, Colour, VirtualTime
 
-from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsUnavailableError, _token_cache
+from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsUnavailableError, _fork, _token_cache
 from azure_imds_credential._shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults, forget_tokens
 
@@ -381,6 +382,14 @@ def test_a_missing_lock_library_is_told_where_the_mistake_is_made(monkeypatch: p
     with pytest.raises(ImportError, match=r"azure-imds-credential\[shared\]"):
         ImdsCredential(shared_cache=True)
     ImdsCredential()
+
+
+def test_nobody_waits_for_who_loads_msal(colour: Colour, imds: ImdsEmulator) -> None:
+    """To make a credential that shares, and to read a shared token, needs nothing that another thread is importing."""
+    stored = colour.ask(imds.endpoint, shared_cache=True).token
+    forget_tokens()
+    with ThreadPoolExecutor(1) as pool, _fork.imports:
+        assert pool.submit(colour.ask, imds.endpoint, shared_cache=True).result(10).token == stored
 
 
 @pytest.mark.parametrize(

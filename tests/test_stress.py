@@ -105,4 +105,4 @@ def test_nobody_ever_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> No
         for slot in _configuration.process_cache._slots.values():
             assert slot.plain is None
             assert slot.forced is None
-            assert not slot.endpoint.inside
+            assert not slot.endpoint.gate.inside
