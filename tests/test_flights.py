@@ -227,13 +227,15 @@ def test_who_has_little_time_leaves_and_the_others_stay(colour: Colour, imds: Im
 
 def test_who_has_time_left_starts_the_next_flight(colour: Colour, imds: ImdsEmulator) -> None:
     """A flight that failed because its leader had little time is taken over by a waiter that has more."""
-    imds.script(faults.hang)
+    answer = threading.Event()
+    imds.script(faults.hang, faults.hold(answer))
     with ThreadPoolExecutor(2) as pool:
         hasty = pool.submit(colour.ask, imds.endpoint, timeout=0.5)
         imds.wait_for_requests(1)
         patient = pool.submit(colour.ask, imds.endpoint, timeout=20)
         with pytest.raises(ImdsError):
             hasty.result(10)
+        answer.set()  # not sooner: a hasty one who wakes late would get the token too
         assert patient.result(10).token == imds.tokens[0]
     imds.assert_requests(2)
 
