@@ -165,14 +165,14 @@ class _Conversation(HTTPPolicy[Any, Any]):
         while True:
             now = world.clock()
             with gate.pace:
-                pause = gate.starts[0] + SECOND - now if len(gate.starts) == PER_SECOND else 0.0
-                if pause <= 0 and now < self.flight.deadline:
+                turn = max(now, gate.starts[0] + SECOND) if len(gate.starts) == PER_SECOND else now
+                if turn == now < self.flight.deadline:
                     gate.starts.append(now)  # now, not sooner: who sleeps may be woken late
                     break
-            if now + pause >= self.flight.deadline:  # a turn that nobody can use would be lost to those who have time
+            if turn >= self.flight.deadline:  # a turn that nobody can use would be lost to those who have time
                 self.out_of_time = True
                 raise self._error()
-            world.sleep(pause)
+            world.sleep(turn - now)
         self.attempts += 1
         self.sent_at = now
         left = max(0.001, self.flight.deadline - self.sent_at)

@@ -63,6 +63,7 @@ class VirtualTime:
         return time.time() + self._ahead
 
     def sleep(self, seconds: float) -> None:
+        assert seconds >= 0, "as time.sleep has it"
         with self._lock:
             self.slept.append(seconds)
             self._ahead += seconds

@@ -252,7 +252,7 @@ def test_a_private_cache_begins_anew_in_a_child_too(colour: Colour, imds: ImdsEm
     gate.inside[0] = None
     with credential._configuration.cache._lock, gate.pace:
         in_child = _in_child(lambda: (colour.run(credential.get_token("https://other.example")), gate.inside))
-    gate.inside.clear()
+    gate.begin_anew()
     token, inside = in_child
     assert token.token in imds.tokens
     assert not inside

@@ -25,6 +25,7 @@ from azure_imds_credential import (
     ImdsUnavailableError,
     _configuration,
 )
+from azure_imds_credential._endpoint import Gate
 from azure_imds_credential._flight import THREAD_NAME, Flight
 from azure_imds_credential._freshness import World
 from azure_imds_credential._token_cache import TokenCache
@@ -308,20 +309,22 @@ def test_a_scope_of_the_wrong_type_is_told_by_name(colour: Colour, scope: Any) -
         colour.run(colour.ImdsCredential().get_token(scope))
 
 
-@pytest.mark.parametrize("full", [True, False], ids=["at the gate", "behind it"])
-def test_who_gets_no_place_in_time_sends_nothing_and_leaves_the_rest_to_others(imds: ImdsEmulator, full: bool) -> None:
+@pytest.mark.parametrize("where", ["at the gate", "at the first turn", "at a later turn"])
+def test_who_gets_no_place_in_time_sends_nothing_and_leaves_the_rest_to_others(imds: ImdsEmulator, where: str) -> None:
     """A flight whose time ends before it could ask does not; it counts as one that somebody with time may repeat."""
     configuration = ImdsCredential(endpoint=imds.endpoint, retry_total=0)._configuration
     cache, slot = configuration.cache, configuration.slot((VAULT,))
-    while full and slot.endpoint.gate.places.acquire(blocking=False):
+    gate = slot.endpoint.gate = Gate()
+    while where == "at the gate" and gate.places.acquire(blocking=False):
         pass
+    gate.starts.extend([0.0] * 20 if where == "at a later turn" else [])
     flight = Flight([], [], cache.clock(), cache.clock(), False, False, [])
     cache._fly(slot, configuration, flight)
     outcome = flight.landed[0]
     assert outcome is not None
     assert isinstance(outcome.error, ImdsUnavailableError)
     assert outcome.out_of_time
-    assert not slot.endpoint.gate.starts
+    assert not any(gate.starts)
     imds.assert_requests(0)
 
 
