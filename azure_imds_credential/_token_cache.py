@@ -113,6 +113,7 @@ class TokenCache:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise own_copy(absence)
                 if now < patient_until and 0 < (pause := pause_for_identity(slot, now, patient_until)) < deadline - now:
+                    asked = True  # by whoever was told that there is none
                     yield None, pause
                     continue
                 flight = self._join(slot, wish, deadline, news, forced=force)

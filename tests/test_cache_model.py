@@ -269,12 +269,13 @@ def test_who_waits_for_the_same_identity_asks_together(machine: CacheMachine) ->
     assert all(caller.done and caller.error is None for caller in callers)
 
 
-def test_a_last_question_is_asked_when_patience_ends(machine: CacheMachine) -> None:
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_last_question_is_asked_when_patience_ends(machine: CacheMachine, forced: bool) -> None:
     """Who comes while others pause and has less patience than their pause asks when it ends, and is told then."""
-    others = Caller(machine, KEYS[0], forced=False, patience=60.0)
+    others = Caller(machine, KEYS[0], forced=forced, patience=60.0)
     _lands(machine, Outcome(error=IdentityUnavailableError("none")), others)
     machine.now += 1.0
-    caller = Caller(machine, KEYS[0], forced=False, patience=2.0)
+    caller = Caller(machine, KEYS[0], forced=forced, patience=2.0)
     assert caller.until - machine.now == 2.0
     machine.now += 2.0
     caller.go_on()
