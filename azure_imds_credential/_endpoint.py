@@ -25,6 +25,7 @@ class Gate:
     """Who asks a URL now, and when it was asked lately. One for all of a process: IMDS limits what a machine asks."""
 
     def __init__(self) -> None:
+        self.answered = False  # as IMDS, to any of the caches
         self.begin_anew()
 
     def begin_anew(self) -> None:

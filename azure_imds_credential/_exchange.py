@@ -94,7 +94,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
         self.slot, self.flight, self.options, self.world = slot, flight, options, world
         self.started = self.sent_at = world.clock()
         self.attempts = 0
-        error = e.ImdsServiceError if slot.endpoint.seen else e.ImdsUnavailableError
+        error = e.ImdsServiceError if slot.endpoint.gate.answered else e.ImdsUnavailableError
         self.verdict = Verdict(error, "nothing was sent")
         self.out_of_time = False
         self.session: Session | None = None  # our own
@@ -150,8 +150,10 @@ class _Conversation(HTTPPolicy[Any, Any]):
             if now + delay >= deadline:
                 self.out_of_time = True
                 raise error
+            self.slot.endpoint.gate.leave(
+                self.flight
+            )  # others need not wait for this wait, a log handler's call neither
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.came_back, extra={"imds_retry_delay": delay})
-            self.slot.endpoint.gate.leave(self.flight)  # others need not wait for this wait
             world.sleep(delay)
             if not self.slot.endpoint.gate.enter(self.flight, world.clock):
                 self.out_of_time = True
@@ -189,7 +191,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
             response = self.next.send(request)
             answer = response.http_response
             if str(answer.headers.get("Server", "")).startswith(SERVER):
-                endpoint.seen = True  # now: callers may leave before the body ends
+                endpoint.seen = endpoint.gate.answered = True  # now: callers may leave before the body ends
             try:
                 for chunk in answer.iter_bytes():
                     body += chunk
@@ -213,7 +215,7 @@ class _Conversation(HTTPPolicy[Any, Any]):
                 self.session.close()  # a connection that brought a bad answer must not carry the next question
         self.verdict = judge(reply, self.slot.identity, self.slot.resource, seen=endpoint.seen, now=world.wall_clock())
         if self.verdict.is_imds:
-            endpoint.seen = True
+            endpoint.seen = endpoint.gate.answered = True
         if self.verdict.error and world.clock() >= self.flight.deadline - 0.05:
             # The time ran out, so this says nothing of whether anybody is there.
             self.out_of_time = True

@@ -66,7 +66,7 @@ class Flight(NamedTuple):
 
 def no_answer(slot: "Slot", wish: "Configuration", reason: str = "") -> ImdsError:
     """Make the error of a caller whose time ended before anything could be said of the answer."""
-    cls = ImdsServiceError if slot.endpoint.seen else ImdsUnavailableError
+    cls = ImdsServiceError if slot.endpoint.gate.answered else ImdsUnavailableError
     reason = reason or f"No whole answer within {wish.timeout:g} s: whatever listens there is slow, hung or not IMDS"
     hint = "Try again later, or check what listens at this address."
     error = cls(

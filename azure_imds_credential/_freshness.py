@@ -143,7 +143,7 @@ class Slot:
         if not again:
             self.forced_error = None
         refresh_at = now + refresh_delay(expires_at - now, same_again=again, random=world.random)
-        self.stored_at, self.failures, self.retry_at = now, 0, NEVER
+        self.stored_at, self.failures, self.retry_at, self.no_identity_at = now, 0, NEVER, NEVER
         self.publish(access_token, refresh_at, expires_at, now, world.wall_clock())
 
     def lack(self, outcome: Outcome, now: float, *, forced: bool) -> None:

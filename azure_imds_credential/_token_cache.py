@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import sys
 import threading
 from collections.abc import Generator
@@ -52,7 +53,7 @@ class TokenCache:
         self._gates: dict[str, Gate] = {} if gates is None else gates
         self._slots: dict[tuple[str, Identity, str], Slot] = {}
         self._endpoints: dict[str, Endpoint] = {}
-        self._lock = threading.RLock()  # a signal handler may ask for a token, in the middle of anything
+        self._lock = threading.RLock()  # a signal handler may ask for a token while this thread has it
         _fork.register(self)
 
     def apart(self) -> TokenCache:
@@ -87,6 +88,8 @@ class TokenCache:
                 slot.clear(self.clock())
             for endpoint in self._endpoints.values():
                 endpoint.seen, endpoint.absence = False, None
+                endpoint.gate.answered = False
+                endpoint.gate.starts.clear()
 
     def steps(
         self, slot: Slot, wish: Configuration, *, forced: bool
@@ -103,19 +106,21 @@ class TokenCache:
         """
         now = self.clock()
         deadline, patient_until = now + wish.timeout, now + wish.wait_for_identity
-        asked, waited, no_identity = False, False, None
+        asked, waited, no_identity, heeds_until = False, False, None, patient_until
         while True:
             now, news = self.clock(), slot.news
-            force = forced and (asked or must_ask_anew(slot, now, patient_until))
+            force = forced and (asked or must_ask_anew(slot, now, heeds_until))
             # `phase` would say EXPIRED as well. Whoever reads how a first token comes about need not look there.
             held = phase(now, slot.refresh_at, slot.expires_at) if now < slot.expires_at else Phase.EXPIRED
             if held is Phase.EXPIRED or force:
                 if slot.endpoint.absence and (absence := slot.endpoint.known_absence(now)):
                     raise own_copy(absence)
-                if now < patient_until and 0 < (pause := pause_for_identity(slot, now, patient_until)) < deadline - now:
-                    asked = True  # by whoever was told that there is none
-                    yield None, pause
-                    continue
+                if now < patient_until and (slot.forced if force else slot.plain) is None:
+                    pause = pause_for_identity(slot, now, patient_until)
+                    if 0 < pause < deadline - now:
+                        heeds_until = math.inf  # what others were told before the pause will be old after it
+                        yield None, pause
+                        continue
                 flight = self._join(slot, wish, deadline, news, forced=force)
                 if flight is None:
                     continue  # another flight landed between our look and the lock
@@ -196,7 +201,9 @@ class TokenCache:
         """Be the thread of a flight: see what other processes have, wait at the gate, ask, and keep what comes."""
         if flight.landed:
             return  # who set out was interrupted before this thread began
-        gate, was = slot.endpoint.gate, current_flight.set(flight)
+        gate, parent, was = slot.endpoint.gate, current_flight.get(), current_flight.set(flight)
+        if parent is not None:
+            gate.leave(parent)  # a hook of it waits for this one: five of them would keep the gate shut
         try:
             with self._turn(slot, flight) if wish.shared_cache else nullcontext() as turn:
                 outcome = turn.outcome if turn else None

@@ -284,6 +284,39 @@ def test_a_last_question_is_asked_when_patience_ends(machine: CacheMachine, forc
     assert isinstance(caller.error, IdentityUnavailableError)
 
 
+def test_who_would_wait_joins_a_request_that_is_under_way(machine: CacheMachine) -> None:
+    """The answer to it is newer than the one after which the others pause."""
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), Caller(machine, KEYS[0], forced=False))
+    machine.now += 1.0
+    Caller(machine, KEYS[0], forced=False)
+    newcomer = Caller(machine, KEYS[0], forced=False, patience=60.0)
+    assert newcomer.waiting is machine.flying[0][1]
+
+
+def test_a_token_ends_the_pause_for_an_identity(machine: CacheMachine) -> None:
+    """Whoever forces a refresh just after it came asks at once."""
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), Caller(machine, KEYS[0], forced=False))
+    _first(machine)
+    Caller(machine, KEYS[0], forced=True, patience=60.0)
+    assert len(machine.flying) == 1
+
+
+def test_who_paused_takes_what_another_forced_meanwhile(machine: CacheMachine) -> None:
+    """Forced callers who wait for an identity share the refresh that brought it."""
+    _lands(machine, Outcome(error=IdentityUnavailableError("none")), Caller(machine, KEYS[0], forced=False))
+    patient = [Caller(machine, KEYS[0], forced=True, patience=60.0) for _ in range(8)]
+    assert not machine.flying
+    machine.now += 1.0
+    hasty = Caller(machine, KEYS[0], forced=True)
+    machine.ends["https://a#it"] = machine.now + 86400.0
+    _lands(machine, Outcome("https://a#it", machine.now + 86400.0), hasty)
+    machine.now += 4.0
+    for caller in patient:
+        caller.go_on()
+    assert all(caller.done and caller.error is None for caller in patient)
+    assert machine.launched == 2
+
+
 def test_who_waits_for_an_identity_does_not_share_a_forced_failure(machine: CacheMachine) -> None:
     """The remembered answer that there is no identity is for who cannot wait; nobody bypasses IMDS's cache for it."""
     _lands_forced_in_vain(machine, IdentityUnavailableError("none"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ from azure_imds_credential import IdentityUnavailableError, ImdsCredential, Imds
 from azure_imds_credential._endpoint import AT_ONCE, Gate
 from azure_imds_credential._flight import Flight, Outcome
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
-from azure_imds_credential.testing import ImdsEmulator, faults
+from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
 MANY = 64
 
@@ -262,6 +263,70 @@ def test_a_forced_refresh_neither_joins_nor_serves_an_ordinary_one(imds: ImdsEmu
         assert ordinary.result(10).token == forced  # the newer one
     assert credential.get_token(VAULT).token == forced
     assert [request.param("bypass_cache") for request in imds.requests] == [None, "true"]
+
+
+def test_hooks_that_ask_for_another_token_do_not_shut_the_gate(imds: ImdsEmulator) -> None:
+    """Five requests whose hooks each wait for one more: the waiting ones give up their places."""
+    all_inside = threading.Barrier(AT_ONCE)
+
+    def ask(number: int) -> str:
+        def hook(_: Any) -> None:
+            all_inside.wait(10)
+            ImdsCredential(endpoint=imds.endpoint, timeout=5).get_token(f"https://inner{number}.example")
+
+        credential = ImdsCredential(endpoint=imds.endpoint, timeout=20, raw_request_hook=hook)
+        return credential.get_token(f"https://outer{number}.example").token
+
+    tokens = _at_once([partial(ask, number) for number in range(AT_ONCE)])
+    assert set(tokens) <= set(imds.tokens), tokens
+    imds.assert_requests(2 * AT_ONCE)
+
+
+def test_log_handlers_that_ask_for_a_token_do_not_shut_the_gate(imds: ImdsEmulator) -> None:
+    """A request that says that it will be repeated has left its place by then."""
+    credential, places = ImdsCredential(endpoint=imds.endpoint), list[int]()
+    gate = credential._configuration.slot((VAULT,)).endpoint.gate
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "again" in record.getMessage():
+                places.append(len(gate.inside))
+
+    logger, handler = logging.getLogger("azure_imds_credential"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        imds.script(faults.status(503))
+        credential.get_token(VAULT)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert places == [0]
+
+
+@pytest.mark.parametrize("busy", ["places", "turns"])
+def test_who_cannot_ask_in_time_is_not_told_that_nobody_is_there(imds: ImdsEmulator, busy: str) -> None:
+    """Other credentials of the process have heard of this IMDS: a chain must not move on because they keep it busy."""
+    others = ImdsCredential(endpoint=imds.endpoint)
+    others.get_token(VAULT)
+    gate, answer = others._configuration.slot((VAULT,)).endpoint.gate, threading.Event()
+    if busy == "turns":
+        gate.starts.extend([others._now() + 10] * 20)
+    else:
+        imds.script(*[faults.hold(answer)] * AT_ONCE)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        if busy == "places":
+            waiting = [pool.submit(others.get_token, f"https://r{number}.example") for number in range(AT_ONCE)]
+            imds.wait_for_requests(1 + AT_ONCE)
+        with pytest.raises(ImdsServiceError):
+            ImdsCredential(endpoint=imds.endpoint, timeout=0.3, retry_total=0).get_token("https://other.example")
+        answer.set()
+        if busy == "places":
+            assert {future.result(10).token for future in waiting} <= set(imds.tokens)
+    forget_tokens()
+    assert not gate.starts
+    assert not gate.answered
 
 
 def test_an_error_of_a_users_hook_reaches_every_caller(colour: Colour, imds: ImdsEmulator) -> None:
