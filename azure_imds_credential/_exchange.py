@@ -150,9 +150,8 @@ class _Conversation(HTTPPolicy[Any, Any]):
             if now + delay >= deadline:
                 self.out_of_time = True
                 raise error
-            self.slot.endpoint.gate.leave(
-                self.flight
-            )  # others need not wait for this wait, a log handler's call neither
+            # Others need not wait for this wait, and a log handler that asks for a token neither.
+            self.slot.endpoint.gate.leave(self.flight)
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.came_back, extra={"imds_retry_delay": delay})
             world.sleep(delay)
             if not self.slot.endpoint.gate.enter(self.flight, world.clock):

@@ -30,7 +30,7 @@ from ._flight import (
     no_answer,
     own_copy,
     pause_for_identity,
-)  # fmt: skip
+)
 from ._freshness import LONGEST_WAIT, Phase, Slot, World, phase
 from .exceptions import IdentityUnavailableError
 
@@ -208,7 +208,7 @@ class TokenCache:
             with self._turn(slot, flight) if wish.shared_cache else nullcontext() as turn:
                 outcome = turn.outcome if turn else None
                 if outcome is None:
-                    if gate.places.acquire(blocking=False):
+                    if gate.places.acquire(blocking=False):  # as `enter` would, with less for a reader to walk
                         gate.inside[id(flight.landed)] = flight
                     elif not gate.enter(flight, self.clock):
                         raise no_answer(slot, wish)
@@ -233,7 +233,7 @@ class TokenCache:
     def _settle(self, slot: Slot, flight: Flight, outcome: Outcome | None) -> None:
         """End a flight: keep what it brought, and wake whoever waits."""
         gate = slot.endpoint.gate
-        if gate.inside.pop(id(flight.landed), None):
+        if gate.inside.pop(id(flight.landed), None):  # as `leave` would, too
             gate.places.release()
         failed = False
         with self._lock:

@@ -31,7 +31,7 @@ class Caller:
         self, machine: CacheMachine, key: str, *, forced: bool, timeout: float = TIMEOUT, patience: float = 0.0
     ) -> None:
         self.machine, self.key, self.forced = machine, key, forced
-        self.slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), key)
+        self.slot = machine.slot(key)
         self.begun = machine.now
         self.held_at_start = machine.usable(key)
         wish: Any = SimpleNamespace(timeout=timeout, wait_for_identity=patience, options={})
@@ -88,8 +88,11 @@ class CacheMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.patch.undo()
 
+    def slot(self, key: str) -> Slot:
+        return self.cache.slot("http://127.0.0.1", Identity("system-assigned"), key)
+
     def usable(self, key: str) -> bool:
-        slot = self.cache.slot("http://127.0.0.1", Identity("system-assigned"), key)
+        slot = self.slot(key)
         return slot.token is not None and self.now < slot.expires_at
 
     def ended(self, caller: Caller) -> None:
@@ -184,7 +187,7 @@ class CacheMachine(RuleBasedStateMachine):
     def what_is_warm_is_good(self) -> None:
         """Whatever the lock-free path would hand out has life left."""
         for key in KEYS:
-            slot = self.cache.slot("http://127.0.0.1", Identity("system-assigned"), key)
+            slot = self.slot(key)
             if self.now < slot.fresh_until:
                 assert slot.token is not None
                 assert slot.info is not None
@@ -217,6 +220,11 @@ def _lands(machine: CacheMachine, outcome: Outcome | None, *callers: Caller) -> 
     machine.cache._settle(slot, flight, outcome)
     for caller in callers:
         caller.go_on()
+
+
+def _brings(machine: CacheMachine, token: str, life: float, *callers: Caller) -> None:
+    machine.ends[token] = machine.now + life
+    _lands(machine, Outcome(token, machine.now + life), *callers)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +272,7 @@ def test_who_waits_for_the_same_identity_asks_together(machine: CacheMachine) ->
     for caller in callers:
         caller.go_on()
     assert machine.launched == 3
-    machine.ends["https://a#it"] = machine.now + 86400.0
-    _lands(machine, Outcome("https://a#it", machine.now + 86400.0), *callers)
+    _brings(machine, "https://a#it", 86400.0, *callers)
     assert all(caller.done and caller.error is None for caller in callers)
 
 
@@ -308,8 +315,7 @@ def test_who_paused_takes_what_another_forced_meanwhile(machine: CacheMachine) -
     assert not machine.flying
     machine.now += 1.0
     hasty = Caller(machine, KEYS[0], forced=True)
-    machine.ends["https://a#it"] = machine.now + 86400.0
-    _lands(machine, Outcome("https://a#it", machine.now + 86400.0), hasty)
+    _brings(machine, "https://a#it", 86400.0, hasty)
     machine.now += 4.0
     for caller in patient:
         caller.go_on()
@@ -327,8 +333,7 @@ def test_who_waits_for_an_identity_does_not_share_a_forced_failure(machine: Cach
     patient.go_on()
     (_, flight) = machine.flying[0]
     assert (flight.forced, flight.bypass) == (True, False)
-    machine.ends["https://a#it"] = machine.now + 86400.0
-    _lands(machine, Outcome("https://a#it", machine.now + 86400.0), patient)
+    _brings(machine, "https://a#it", 86400.0, patient)
     assert patient.done
     assert patient.error is None
 
@@ -342,11 +347,10 @@ def test_a_forced_failure_is_remembered_until_a_newer_token_comes(
     machine.now += 43_000.0 + 5_000.0
     _lands_forced_in_vain(machine, ImdsServiceError("no"))
     machine.now += 1.0
-    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    slot = machine.slot(KEYS[0])
     slot.retry_at = machine.now
     Caller(machine, KEYS[0], forced=False)
-    machine.ends[token] = machine.now + 30_000.0
-    _lands(machine, Outcome(token, machine.now + 30_000.0))
+    _brings(machine, token, 30_000.0)
     again = Caller(machine, KEYS[0], forced=True)
     assert again.done
     assert (type(again.error) if again.error else None) == told
@@ -384,7 +388,7 @@ def test_a_failure_between_a_look_and_the_lock_is_seen(machine: CacheMachine, fo
         Caller(machine, KEYS[0], forced=forced)
         _lands(machine, Outcome(error=ImdsServiceError("no")))
 
-    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    slot = machine.slot(KEYS[0])
     machine.cache._lock = JustBefore(machine, another_fails)  # type: ignore[assignment] # as far as it is used
     wish: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0, options={})
     if forced:
@@ -398,7 +402,7 @@ def test_a_failure_between_a_look_and_the_lock_is_seen(machine: CacheMachine, fo
 def test_between_failed_refreshes_the_held_token_is_as_warm_as_a_fresh_one(machine: CacheMachine) -> None:
     """The fast path serves it until the next try, for a minute at a time, and never past its end."""
     _first(machine)
-    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    slot = machine.slot(KEYS[0])
     machine.now += 86_350.0
     Caller(machine, KEYS[0], forced=False)
     _lands(machine, Outcome(error=ImdsServiceError("no")))
@@ -559,7 +563,7 @@ def test_a_slot_that_can_be_found_is_whole(machine: CacheMachine) -> None:
             super().__setitem__(key, slot)
 
     machine.cache._slots = Watched()
-    assert machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    assert machine.slot(KEYS[0])
 
 
 def test_a_forced_token_replaces_one_that_came_while_it_was_fetched(machine: CacheMachine) -> None:
@@ -604,7 +608,7 @@ def test_a_token_ends_the_backing_off(machine: CacheMachine) -> None:
     """After it the next refresh comes when it is due, and the first failure counts as the first."""
     _first(machine)
     machine.now += 80_000.0
-    slot = machine.cache.slot("http://127.0.0.1", Identity("system-assigned"), KEYS[0])
+    slot = machine.slot(KEYS[0])
     for pause in (30.0, 60.0, 120.0, 240.0):
         Caller(machine, KEYS[0], forced=False)
         _lands(machine, Outcome(error=ImdsServiceError("no")))
@@ -627,6 +631,5 @@ def test_a_token_ends_the_backing_off(machine: CacheMachine) -> None:
 
 def _first(machine: CacheMachine) -> None:
     caller = Caller(machine, KEYS[0], forced=False)
-    machine.ends["https://a#first"] = machine.now + 86400.0
-    _lands(machine, Outcome("https://a#first", machine.now + 86400.0), caller)
+    _brings(machine, "https://a#first", 86400.0, caller)
     assert caller.done

@@ -141,9 +141,8 @@ def test_more_than_twenty_tokens_are_asked_for_at_the_pace_that_imds_documents(m
         for number in range(64, 80):  # the turns of this second
             credential.get_token(f"https://r{number}.example")
         before = passing[0]
-        with pytest.raises(
-            ImdsServiceError, match="nothing was sent"
-        ):  # whose turn would come too late says so at once
+        # Whose turn would come too late says so at once.
+        with pytest.raises(ImdsServiceError, match="nothing was sent"):
             ImdsCredential(endpoint=imds.endpoint, timeout=0.5).get_token("https://r80.example")
         assert passing[0] == before
         imds.assert_requests(80)
