@@ -23,12 +23,11 @@ from azure_imds_credential import (
     ImdsServiceError,
     ImdsThrottledError,
     ImdsUnavailableError,
-    _commands,
 )
-from azure_imds_credential._cli import main
-from azure_imds_credential._commands import Clocks
-from azure_imds_credential._results import EXIT_CODES, FOUND, INTERRUPTED, OUTPUT, USAGE
-from azure_imds_credential._results import VAULT as VAULT_REFUSED
+from azure_imds_credential._cli import commands, main
+from azure_imds_credential._cli.commands import Clocks
+from azure_imds_credential._cli.output import EXIT_CODES, FOUND, INTERRUPTED, OUTPUT, USAGE
+from azure_imds_credential._cli.output import VAULT as VAULT_REFUSED
 from azure_imds_credential.exceptions import ImdsError
 from azure_imds_credential.testing import (
     ImdsEmulator,
@@ -166,8 +165,8 @@ def test_scenario_with_other_source(
 
 def test_token_is_shown_on_request_only(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """No command prints a token, in text or as JSON, except `token --show-token`."""
-    commands = (["token", VAULT], ["whoami"], ["wait"], ["doctor"])
-    silent = [run(*command, *form) for command in commands for form in ([], ["--json"])]
+    asking = (["token", VAULT], ["whoami"], ["wait"], ["doctor"])
+    silent = [run(*command, *form) for command in asking for form in ([], ["--json"])]
     shown = run("token", VAULT, "--show-token")
     shown_json = run("token", VAULT, "--show-token", "--json")
     assert imds.tokens
@@ -348,7 +347,7 @@ def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pyte
     """`wait` asks every 5 s, once each time, tells its progress, and ends when there is a token."""
     imds.remove(SYSTEM)
     fake = FakeClocks(lambda: None, lambda: None, lambda: imds.assign(SYSTEM))
-    result = _commands.wait(waiting(), fake.clocks())
+    result = commands.wait(waiting(), fake.clocks())
     assert (result.code, result.facts["attempts"], result.facts["elapsed"]) == (0, 4, 15.0)
     assert fake.pauses == [5.0] * 3
     progress = capsys.readouterr().err.splitlines()
@@ -362,7 +361,7 @@ def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pyte
 def test_wait_outlasts_what_passes(imds: ImdsEmulator, fault: Any) -> None:
     """`wait` goes on through throttling, restarts and illness."""
     imds.script(fault, fault)
-    assert _commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 3
+    assert commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 3
 
 
 def test_wait_outlasts_absence(imds: ImdsEmulator) -> None:
@@ -370,9 +369,9 @@ def test_wait_outlasts_absence(imds: ImdsEmulator) -> None:
     with imds.down():
         fake = FakeClocks()
         with pytest.raises(ImdsUnavailableError):
-            _commands.wait(waiting(timeout=12.0), fake.clocks())
+            commands.wait(waiting(timeout=12.0), fake.clocks())
     assert len(fake.pauses) == 2
-    assert _commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 1
+    assert commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 1
 
 
 @pytest.mark.parametrize(
@@ -387,7 +386,7 @@ def test_wait_ends_at_once_where_waiting_is_vain(imds: ImdsEmulator, fault: Any,
     imds.script(fault)
     fake = FakeClocks()
     with pytest.raises(error):
-        _commands.wait(waiting(), fake.clocks())
+        commands.wait(waiting(), fake.clocks())
     assert fake.pauses == []
 
 
@@ -397,7 +396,7 @@ def test_wait_ends_at_once_for_another_source(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MSI_SECRET", "x")
     fake = FakeClocks()
     with pytest.raises(ImdsUnavailableError, match="Machine Learning"):
-        _commands.wait(waiting(), fake.clocks())
+        commands.wait(waiting(), fake.clocks())
     assert fake.pauses == []
 
 
@@ -406,7 +405,7 @@ def test_wait_gives_up(imds: ImdsEmulator) -> None:
     imds.remove(SYSTEM)
     fake = FakeClocks()
     with pytest.raises(IdentityUnavailableError):
-        _commands.wait(waiting(timeout=11.0), fake.clocks())
+        commands.wait(waiting(timeout=11.0), fake.clocks())
     assert fake.time <= 11.0
 
 
@@ -465,7 +464,7 @@ def test_forbidden_secret_names_the_role() -> None:
 
     error = HttpResponseError("(Forbidden) Caller is not authorized\nmore")
     error.status_code = 403
-    said = _commands._vault_said(error)
+    said = commands._vault_said(error)
     assert said.startswith("(Forbidden) Caller is not authorized ")
     assert "Key Vault Secrets User" in said
 

@@ -137,7 +137,7 @@ def shown(block: Block) -> Iterator[tuple[str, str]]:
 def parsed(argv: list[str]) -> None:
     """Fails unless `azure-imds` takes these arguments."""
     try:
-        _cli._parser().parse_args(argv)
+        _cli.make_parser().parse_args(argv)
     except SystemExit as end:
         if end.code != 0:
             pytest.fail(f"azure-imds does not take {argv}")
@@ -182,7 +182,7 @@ def write_anew(block: Block, command: str, output: str) -> None:
 def test_help_of_every_command_is_shown() -> None:
     """The page of the command line has the help of the program and of each command."""
     commands = {command for block in blocks(ROOT / "docs/cli.md") for command, _ in shown(block)}
-    names = re.findall(r"^    ([a-z]+)  ", _cli._parser().format_help(), re.MULTILINE)
+    names = re.findall(r"^    ([a-z]+)  ", _cli.make_parser().format_help(), re.MULTILINE)
     assert len(names) == 8
     assert commands == {"azure-imds --help", *(f"azure-imds {name} --help" for name in names)}
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from azure_imds_credential import _doctor
-from azure_imds_credential._doctor import Report, examine
+from azure_imds_credential._cli import doctor
+from azure_imds_credential._cli.doctor import Report, examine
+from azure_imds_credential._cli.machine import Place, Surroundings
 from azure_imds_credential._freshness import World
-from azure_imds_credential._signs import Place, Surroundings
 from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults
 
@@ -411,7 +411,7 @@ def examined(machine: Machine, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
     if machine.at_the_usual_address:
-        monkeypatch.setattr(_doctor, "DEFAULT_ENDPOINT", imds.endpoint)
+        monkeypatch.setattr(doctor, "DEFAULT_ENDPOINT", imds.endpoint)
     if machine.before:
         machine.before(imds)
     if machine.faults:
@@ -519,4 +519,4 @@ def with_date(date: str | None) -> Callable[[faults.Reply], Iterable[bytes]]:
 def test_at_least_a_dozen_machines_are_staged() -> None:
     """The table above is the promise of the documentation: a dozen environments, and more than one that works."""
     assert len({machine.name for machine in MACHINES}) == len(MACHINES) >= 12
-    assert _doctor._RETRIES + 1 == ALWAYS
+    assert doctor._RETRIES + 1 == ALWAYS

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import exceptions as e
-from ._claims import claims_of
-from ._credential import ImdsCredential
-from ._results import (
+from .. import exceptions as e
+from .._claims import claims_of
+from .._credential import ImdsCredential
+from .._source import ManagedIdentitySource, detect_source
+from .output import (
     EXIT_CODES,
     FOUND,
     USAGE,
@@ -31,7 +32,6 @@ from ._results import (
     show,
     table,
 )
-from ._source import ManagedIdentitySource, detect_source
 
 WAIT_EVERY = 5.0  # seconds between two questions of `wait`, ± 20 % so that the pods of a node drift apart
 _ASKED = ("client_id", "object_id", "resource_id", "endpoint", "timeout")
@@ -96,7 +96,7 @@ def wait(arguments: argparse.Namespace, clocks: Clocks | None = None) -> Result:
 
 def doctor(arguments: argparse.Namespace) -> Result:
     """Look at the machine, ask IMDS once, and explain both."""
-    from ._doctor import examine
+    from .doctor import examine
 
     _credential(arguments)  # says what is wrong with the options
     report = examine(arguments.scope, **{name: getattr(arguments, name) for name in _ASKED})
@@ -138,7 +138,7 @@ def secret(arguments: argparse.Namespace) -> Result:
 def emulate(arguments: argparse.Namespace) -> Result:
     """Run the emulator until it is interrupted."""
     try:
-        from .testing import RealTokensWarning, SystemAssigned, UserAssigned, run_emulator
+        from ..testing import RealTokensWarning, SystemAssigned, UserAssigned, run_emulator
     except ImportError as error:
         raise CommandError(_TESTING_EXTRA) from error
     system = [SystemAssigned()] if arguments.system_assigned else []
@@ -175,7 +175,7 @@ def emulate(arguments: argparse.Namespace) -> Result:
 def scan(arguments: argparse.Namespace) -> Result:
     """Look for what should not have been recorded."""
     try:
-        from .testing import scan_recordings
+        from ..testing import scan_recordings
     except ImportError as error:
         raise CommandError(_TESTING_EXTRA) from error
     try:
@@ -191,7 +191,7 @@ def scan(arguments: argparse.Namespace) -> Result:
 
 def forget(_arguments: argparse.Namespace) -> Result:
     """Empty the cache that processes share."""
-    from ._shared_cache import forget_shared_tokens
+    from .._shared_cache import forget_shared_tokens
 
     count = forget_shared_tokens()
     return Result({"forgotten": count}, f"{count} shared token{'' if count == 1 else 's'} of this user removed.")

@@ -11,9 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
-from ._hints import plainly_not_azure
-from ._source import ManagedIdentitySource, source_and_evidence
+from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
+from .._hints import plainly_not_azure
+from .._source import ManagedIdentitySource, source_and_evidence
 
 Level = Literal["ok", "note", "problem"]
 

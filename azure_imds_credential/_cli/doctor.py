@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
-from . import exceptions as e
-from ._answer import excerpt
-from ._claims import IdentityInfo
-from ._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
-from ._credential import ImdsCredential
-from ._hints import several_identities
-from ._results import in_a_shell
-from ._signs import Finding, Place, Surroundings, other_source, signs
+from .. import exceptions as e
+from .._answer import excerpt
+from .._claims import IdentityInfo
+from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
+from .._credential import ImdsCredential
+from .._hints import several_identities
+from .machine import Finding, Place, Surroundings, other_source, signs
+from .output import in_a_shell
 
 SKEW_SECONDS = 300  # from here on services refuse what a clock says; Entra and Kerberos both allow five minutes
 OLD_TOKEN_SECONDS = 3600  # an older token may not show an hour-old change

@@ -1,17 +1,15 @@
-"""The command `azure-imds`: the public API from a shell. Results go to standard output, all else to standard error."""
+"""The options and arguments of every command."""
 
 from __future__ import annotations
 
 import argparse
 import ipaddress
-import json
-import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
-from . import __version__, _commands
-from ._results import (
+from .. import __version__
+from . import commands as c
+from .output import (
     EXIT_CODES,
     FOUND,
     INTERRUPTED,
@@ -19,13 +17,9 @@ from ._results import (
     USAGE,
     VAULT,
     CommandError,
-    OutputError,
     Result,
-    facts_of,
-    message_of,
     show,
 )
-from .exceptions import ImdsError
 
 _EPILOG = f"""\
 exit codes:
@@ -39,40 +33,6 @@ exit codes:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: What stands after the program's name; None for the arguments of the process.
-
-    Returns:
-        The exit code, as `azure-imds --help` lists them.
-    """
-    # What libraries warn of in their logs would stand between the lines of standard error, with no word of whose it is.
-    logging.basicConfig(handlers=[logging.NullHandler()])
-    try:
-        return _run(argv)
-    except OutputError as error:
-        _complain(str(error))
-        return OUTPUT
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    as_json = "--json" in (sys.argv[1:] if argv is None else argv)  # also where the rest cannot be understood
-    try:
-        arguments = _parser().parse_args(argv)
-        result: Result = arguments.run(arguments)
-    except ImdsError as error:
-        return _failed(as_json, message_of(error), EXIT_CODES.get(type(error), USAGE), facts_of(error))
-    except CommandError as error:
-        return _failed(as_json, str(error), error.code, {"error": type(error).__name__, "message": str(error)})
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    if result.facts:
-        show(json.dumps(result.facts, indent=2) if as_json else result.text)
-    return result.code
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong, so that `main` says it in the form that was asked for."""
@@ -83,18 +43,7 @@ class _Parser(argparse.ArgumentParser):
         show(message.removesuffix("\n"))
 
 
-def _failed(as_json: bool, message: str, code: int, facts: dict[str, object]) -> int:
-    if as_json:
-        show(json.dumps(facts, indent=2))
-    _complain(message)
-    return code
-
-
-def _complain(message: str) -> None:
-    print(f"azure-imds: {message}", file=sys.stderr)  # noqa: T201 # its job
-
-
-def _parser() -> _Parser:
+def make_parser() -> _Parser:
     parser = _Parser(
         prog="azure-imds",
         description="Azure managed identity tokens from the Instance Metadata Service (IMDS).",
@@ -114,37 +63,33 @@ def _parser() -> _Parser:
         added.set_defaults(run=run)
         return added
 
-    token = command(_commands.token, "get a token and show its expiry and claims", _asking(90))
+    token = command(c.token, "get a token and show its expiry and claims", _asking(90))
     token.add_argument("scope", metavar="SCOPE", help="for example https://vault.azure.net/.default")
     token.add_argument("--show-token", action="store_true", help="show the token too; whoever sees it can use it")
     _add_shared_cache(token)
     token.add_argument("--force-refresh", action="store_true", help="ask IMDS to bypass its own cache; it may not")
 
-    whoami = command(_commands.whoami, "say which identity the tokens of this machine speak for", _asking(90))
+    whoami = command(c.whoami, "say which identity the tokens of this machine speak for", _asking(90))
     _add_scope(whoami)
     _add_shared_cache(whoami)
 
-    wait = command(
-        _commands.wait, "wait until the identity can be used, for init containers and systemd units", _asking(300)
-    )
+    wait = command(c.wait, "wait until the identity can be used, for init containers and systemd units", _asking(300))
     _add_scope(wait)
 
-    doctor = command(
-        _commands.doctor, "find out why there is no token, or what is unusual where there is one", _asking(30)
-    )
+    doctor = command(c.doctor, "find out why there is no token, or what is unusual where there is one", _asking(30))
     _add_scope(doctor)
 
-    secret = command(_commands.secret, "read a secret from a Key Vault", _asking(90))
+    secret = command(c.secret, "read a secret from a Key Vault", _asking(90))
     secret.add_argument("vault_url", metavar="VAULT_URL", help="for example https://myvault.vault.azure.net")
     secret.add_argument("name", metavar="NAME", help="name of the secret")
     _add_shared_cache(secret)
 
-    _add_emulate(command(_commands.emulate, "run an IMDS emulator until it is interrupted"))
+    _add_emulate(command(c.emulate, "run an IMDS emulator until it is interrupted"))
 
-    scan = command(_commands.scan, "look for live-looking tokens and secrets in recordings")
+    scan = command(c.scan, "look for live-looking tokens and secrets in recordings")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a recording, or a folder of them")
 
-    command(_commands.forget, "empty the token cache that processes of this user share on this machine")
+    command(c.forget, "empty the token cache that processes of this user share on this machine")
     return parser
 
 
