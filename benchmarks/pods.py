@@ -19,7 +19,7 @@ import simpy
 
 from azure_imds_credential._freshness import next_refresh_after, refresh_delay
 from azure_imds_credential._retry import Retry, last_chance, next_delay
-from azure_imds_credential.testing._limits import IDENTITY_AT_ONCE, IDENTITY_PER_SECOND
+from azure_imds_credential.testing._emulator.rate_limits import IDENTITY_AT_ONCE, IDENTITY_PER_SECOND
 
 DAY = 86400.0
 TIMEOUT = 90.0  # seconds: the default of ImdsCredential

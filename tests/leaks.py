@@ -18,7 +18,7 @@ import pytest
 
 import azure_imds_credential
 import azure_imds_credential.aio
-from azure_imds_credential.testing import _tokens
+from azure_imds_credential.testing._emulator import tokens as _tokens
 
 # Ours, and whatever may speak while an exchange runs.
 LOGGERS = ("azure", "azure_imds_credential", "charset_normalizer", "msal", "requests", "urllib3")

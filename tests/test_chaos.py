@@ -26,7 +26,7 @@ from azure_imds_credential import ImdsError, _configuration, _exchange
 from azure_imds_credential._freshness import World
 from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
-from azure_imds_credential.testing._limits import IDENTITY_AT_ONCE
+from azure_imds_credential.testing._emulator.rate_limits import IDENTITY_AT_ONCE
 from azure_imds_credential.testing.faults import Fault, Reply, Steps
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))

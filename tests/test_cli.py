@@ -473,7 +473,7 @@ def test_forbidden_secret_names_the_role() -> None:
     ("module", "argv", "extra"),
     [
         ("azure.keyvault.secrets", ["secret", "https://x.vault.azure.net", "y"], "keyvault"),
-        ("azure_imds_credential.testing._scan", ["scan", "."], "testing"),
+        ("azure_imds_credential.testing._recording.scan", ["scan", "."], "testing"),
     ],
 )
 def test_missing_extra_is_named(
@@ -686,7 +686,7 @@ def test_emulate_makes_the_machine(
             say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={imds.endpoint}")
             made.extend(imds.identities)
 
-    monkeypatch.setattr("azure_imds_credential.testing._serve.run_emulator", run_emulator)
+    monkeypatch.setattr("azure_imds_credential.testing._run_emulator.run_emulator", run_emulator)
     ended = run("emulate", *argv)
     assert (ended.code, ended.err, made) == (0, "", has)
     assert re.fullmatch(r"AZURE_POD_IDENTITY_AUTHORITY_HOST=http://127\.0\.0\.1:\d+\n", ended.out)

@@ -19,7 +19,7 @@ import pytest
 from raw_http import TOKEN_TARGET, exchange
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential
-from azure_imds_credential.testing import AzureCliEmulator, RealTokensWarning, UserAssigned, _serve, run_emulator
+from azure_imds_credential.testing import AzureCliEmulator, RealTokensWarning, UserAssigned, _run_emulator, run_emulator
 
 NOON = 1_800_000_000.0
 CLAIMS = {"appid": "04b07795-8ddb-461a-bbee-02f9e1bf7b46", "nbf": int(NOON) - 100, "aud": "x"}
@@ -276,7 +276,7 @@ def test_a_bridge_is_for_real_tokens_only() -> None:
 
 def test_a_burst_of_signals_ends_it_as_well() -> None:
     """Supervisors repeat themselves: signals that come while one is handled hang nobody."""
-    with _serve._interruptions() as came:
+    with _run_emulator._interruptions() as came:
         for _ in range(200):
             os.kill(os.getpid(), signal.SIGTERM)
     assert set(came) == {signal.SIGTERM}

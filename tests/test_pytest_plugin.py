@@ -15,7 +15,9 @@ import pytest
 pytest_plugins = ["pytester"]
 
 # Loaded before the first inner run, which would otherwise load them anew, each one its own copy, and forget them again.
-PRELOADED = [import_module(name) for name in ("azure.identity", "azure_imds_credential.testing._recordings", "msal")]
+PRELOADED = [
+    import_module(name) for name in ("azure.identity", "azure_imds_credential.testing._recording.cassette", "msal")
+]
 # Without the plugins of others, which cost each inner run half a second.
 ALONE = [f"-pno:{name}" for name in ("anyio", "cacheprovider", "hypothesispytest", "platformdirs", "xdist")]
 RECORDINGS = Path(__file__).parent.parent / "recordings"

@@ -41,8 +41,8 @@ from azure_imds_credential.testing import (
     imds_vcr,
     scan_recordings,
 )
-from azure_imds_credential.testing._dummies import is_dummy_token
 from azure_imds_credential.testing._network import LeftLoopbackError, loopback_only
+from azure_imds_credential.testing._recording.fakes import is_dummy_token
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 SCOPE = "https://vault.azure.net/.default"

@@ -17,7 +17,7 @@ import vcr  # type: ignore[import-untyped] # vcrpy ships no types
 import yaml
 
 from azure_imds_credential.testing import Finding, ImdsEmulator, scan_recordings
-from azure_imds_credential.testing._dummies import dummy_token
+from azure_imds_credential.testing._recording.fakes import dummy_token
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 

@@ -14,7 +14,7 @@ from azure.keyvault.secrets import SecretClient
 
 from azure_imds_credential import ImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, VaultDouble, forget_tokens
-from azure_imds_credential.testing._dummies import dummy_token
+from azure_imds_credential.testing._recording.fakes import dummy_token
 
 NOW = int(time.time())
 GOOD = {"aud": "https://vault.azure.net", "nbf": NOW - 60, "exp": NOW + 3600}

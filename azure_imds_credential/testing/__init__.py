@@ -10,34 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import faults as faults
-    from ._azure_cli import AzureCliEmulator as AzureCliEmulator
-    from ._azure_cli import RealTokensWarning as RealTokensWarning
-    from ._emulator import ImdsEmulator as ImdsEmulator
-    from ._identities import SystemAssigned as SystemAssigned
-    from ._identities import UserAssigned as UserAssigned
-    from ._journal import Request as Request
-    from ._recordings import ReplayError as ReplayError
-    from ._recordings import UnsafeRecordingError as UnsafeRecordingError
-    from ._recordings import imds_vcr as imds_vcr
-    from ._scan import Finding as Finding
-    from ._scan import scan_recordings as scan_recordings
-    from ._serve import run_emulator as run_emulator
-    from ._vault import VaultDouble as VaultDouble
+    from ._azure_cli.emulator import AzureCliEmulator as AzureCliEmulator
+    from ._azure_cli.emulator import RealTokensWarning as RealTokensWarning
+    from ._emulator.emulator import ImdsEmulator as ImdsEmulator
+    from ._emulator.identities import SystemAssigned as SystemAssigned
+    from ._emulator.identities import UserAssigned as UserAssigned
+    from ._emulator.journal import Request as Request
+    from ._recording.cassette import ReplayError as ReplayError
+    from ._recording.cassette import UnsafeRecordingError as UnsafeRecordingError
+    from ._recording.cassette import imds_vcr as imds_vcr
+    from ._recording.scan import Finding as Finding
+    from ._recording.scan import scan_recordings as scan_recordings
+    from ._run_emulator import run_emulator as run_emulator
+    from ._vault.vault import VaultDouble as VaultDouble
 
 _WHERE = {
-    "AzureCliEmulator": "_azure_cli",
-    "Finding": "_scan",
-    "ImdsEmulator": "_emulator",
-    "RealTokensWarning": "_azure_cli",
-    "ReplayError": "_recordings",
-    "Request": "_journal",
-    "SystemAssigned": "_identities",
-    "UnsafeRecordingError": "_recordings",
-    "UserAssigned": "_identities",
-    "VaultDouble": "_vault",
-    "imds_vcr": "_recordings",
-    "run_emulator": "_serve",
-    "scan_recordings": "_scan",
+    "AzureCliEmulator": "_azure_cli.emulator",
+    "Finding": "_recording.scan",
+    "ImdsEmulator": "_emulator.emulator",
+    "RealTokensWarning": "_azure_cli.emulator",
+    "ReplayError": "_recording.cassette",
+    "Request": "_emulator.journal",
+    "SystemAssigned": "_emulator.identities",
+    "UnsafeRecordingError": "_recording.cassette",
+    "UserAssigned": "_emulator.identities",
+    "VaultDouble": "_vault.vault",
+    "imds_vcr": "_recording.cassette",
+    "run_emulator": "_run_emulator",
+    "scan_recordings": "_recording.scan",
 }
 
 __all__ = [

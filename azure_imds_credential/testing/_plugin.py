@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from azure_imds_credential import ImdsCredential
 
-    from ._emulator import ImdsEmulator
+    from ._emulator.emulator import ImdsEmulator
 
 UNFIT = re.compile(r'[\x00-\x1f"*/:<>?\\|]')  # for file names: on Windows all of these, elsewhere the slash
 MARKERS = (

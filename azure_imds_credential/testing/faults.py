@@ -15,10 +15,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _numbers
-from ._connection import End, Step, Steps
-from ._rules import THROTTLED
-from ._wire import TEXT, Reply, compact
+from ._http import checks
+from ._http.connection import End, Step, Steps
+from ._http.messages import TEXT, THROTTLED, Reply, compact
 
 if TYPE_CHECKING:
     import threading
@@ -97,9 +96,9 @@ def status(
         retry_after: Value of a `Retry-After` header: seconds, or an HTTP date or whatever else as text.
         reason: Reason phrase; None for the usual one.
     """
-    _numbers.whole("code", code, 100, 999)
+    checks.whole("code", code, 100, 999)
     if retry_after is not None and not isinstance(retry_after, str):
-        _numbers.seconds("retry_after", retry_after, most=_numbers.CENTURY)
+        checks.seconds("retry_after", retry_after, most=checks.CENTURY)
 
     def change(reply: Reply) -> Reply:
         changed = Reply(code, b"", reply.headers, reason).with_body(_as_bytes(body))
@@ -173,7 +172,7 @@ def hang(_reply: Reply) -> Steps:
 
 def slow(seconds: float) -> Fault:
     """The answer after some seconds of silence; `hang` is silence without end."""
-    _numbers.seconds("seconds", seconds)
+    checks.seconds("seconds", seconds)
 
     def slow(reply: Reply) -> Steps:
         yield seconds
@@ -199,7 +198,7 @@ def drip(interval: float = 0.05, *, headers: bool = False) -> Fault:
         interval: Seconds between two bytes.
         headers: Drip from the first header on; otherwise the headers come at once and only the body drips.
     """
-    _numbers.seconds("interval", interval)
+    checks.seconds("interval", interval)
 
     def drip(reply: Reply) -> Steps:
         whole = reply.encode()
@@ -214,7 +213,7 @@ def drip(interval: float = 0.05, *, headers: bool = False) -> Fault:
 
 def endless_100_continue(interval: float = 0.05) -> Fault:
     """`100 Continue` for ever, which keeps a naive client reading for ever."""
-    _numbers.seconds("interval", interval)
+    checks.seconds("interval", interval)
 
     def endless_100_continue(_reply: Reply) -> Steps:
         while True:
@@ -230,7 +229,7 @@ def reset(after: int = 0) -> Fault:
     Args:
         after: How many bytes of the answer come first. 0: none. Negative: all but so many.
     """
-    _numbers.whole("after", after, least=None)
+    checks.whole("after", after, least=None)
 
     def reset(reply: Reply) -> Steps:
         if after:
@@ -261,7 +260,7 @@ def wrong_length(more: int = 10) -> Fault:
     Args:
         more: How many bytes the header promises beyond the body; negative for fewer.
     """
-    _numbers.whole("more", more, least=None)
+    checks.whole("more", more, least=None)
     return _replaced(
         "wrong_length", lambda r: r.with_header("Content-Length", str(max(0, len(r.body) + more))), close=True
     )

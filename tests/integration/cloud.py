@@ -17,7 +17,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import jwt
 import trustme
 
-from azure_imds_credential.testing import ImdsEmulator, _tls_proxy
+from azure_imds_credential.testing import ImdsEmulator
+from azure_imds_credential.testing._vault import tls_proxy
 
 
 class Request(NamedTuple):
@@ -61,7 +62,7 @@ class Cloud:
         self.requests: list[str] = []
         self._imds = imds
         self._keys = jwt.PyJWKClient(imds.jwks_uri)
-        self._proxy = _tls_proxy.TlsProxy(authority, services, self._respond)
+        self._proxy = tls_proxy.TlsProxy(authority, services, self._respond)
 
     def __enter__(self) -> Cloud:
         self._proxy.__enter__()
@@ -75,7 +76,7 @@ class Cloud:
         """What azure-core's clients take as `proxies`."""
         return {"https": self._proxy.url}
 
-    def _respond(self, sent: _tls_proxy.Request) -> _tls_proxy.Answer:
+    def _respond(self, sent: tls_proxy.Request) -> tls_proxy.Answer:
         parts = urlsplit(sent.target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         asked = Request(sent.method, sent.host, parts.path, query, json.loads(sent.body) if sent.body else None, {})
@@ -83,7 +84,7 @@ class Cloud:
         self.requests.append(f"{answer.status} {asked.method} {asked.host}{asked.path}")
         content = b"" if answer.body is None else json.dumps(answer.body).encode()
         headers = {"Content-Type": "application/json; charset=utf-8", **answer.headers}
-        return _tls_proxy.Answer(answer.status, headers, content)
+        return tls_proxy.Answer(answer.status, headers, content)
 
     def _judged(self, request: Request, authorization: str) -> Answer:
         service = self.services[request.host]

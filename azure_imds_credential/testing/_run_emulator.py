@@ -7,14 +7,14 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from ._azure_cli import AzureCliEmulator
-from ._emulator import ImdsEmulator
+from ._azure_cli.emulator import AzureCliEmulator
+from ._emulator.emulator import ImdsEmulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ._identities import Identity
-    from ._profiles import ProfileName
+    from ._emulator.identities import Identity
+    from ._emulator.profiles import ProfileName
 
 
 def run_emulator(

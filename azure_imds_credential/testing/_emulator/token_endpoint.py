@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from ._identities import SELECTORS, AmbiguousIdentityError, Identity, IdentityNotFoundError, select
-from ._wire import TEXT, Answer, Received, compact, identity_error
+from .._http.messages import TEXT, Answer, Received, compact, identity_error
+from .identities import SELECTORS, AmbiguousIdentityError, Identity, IdentityNotFoundError, select
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from ._profiles import Profile
-    from ._tokens import Token, TokenService
-
-TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 - a path, not a password
+    from .profiles import Profile
+    from .tokens import Token, TokenService
 
 # IMDSDOC, 2025. /metadata/identity exists since 2018-02-01.
 API_VERSIONS = """
@@ -39,7 +37,6 @@ SEVERAL_IDENTITIES = identity_error(
     "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token "
     "request",
 )
-THROTTLED = identity_error(429, "Temporarily throttled, too many requests")
 WRONG_PATH = Answer(404, b'{"error":"Not Found"}')
 UNSUPPORTED_VARIABLE = identity_error(400, "Unsupported query variables")  # recorded on a v2 path of the same service
 

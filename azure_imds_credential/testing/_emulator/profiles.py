@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ._identities import RESOURCE_GROUP, Identity, SystemAssigned, UserAssigned
+from .identities import RESOURCE_GROUP, Identity, SystemAssigned, UserAssigned
 
 ProfileName = Literal["vm", "vmss", "aci", "aks"]
 

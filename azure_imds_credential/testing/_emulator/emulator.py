@@ -6,24 +6,26 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import _discovery, _numbers
-from . import faults as _faults
-from ._identities import TENANT_ID, checked
-from ._imds import Imds
-from ._limits import Limits
-from ._profiles import PROFILES
-from ._rules import TOKEN_PATH, Machine
-from ._server import Server, address
-from ._tokens import ISSUER, LIFETIME, TokenService
+from ..._configuration import TOKEN_PATH
+from .._http import checks
+from .._http.server import Server, address
+from ..faults import wireserver as wireserver_fault
+from . import openid
+from .identities import TENANT_ID, checked
+from .profiles import PROFILES
+from .rate_limits import Limits
+from .service import Imds
+from .token_endpoint import Machine
+from .tokens import ISSUER, LIFETIME, TokenService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from types import TracebackType
 
-    from ._identities import Identity
-    from ._journal import Request
-    from ._profiles import ProfileName
-    from .faults import Fault
+    from ..faults import Fault
+    from .identities import Identity
+    from .journal import Request
+    from .profiles import ProfileName
 
 
 class ImdsEmulator:
@@ -124,12 +126,12 @@ class ImdsEmulator:
     @property
     def openid_configuration_url(self) -> str:
         """Where validators find the issuer and the key set."""
-        return self.endpoint + _discovery.CONFIGURATION_PATH
+        return self.endpoint + openid.CONFIGURATION_PATH
 
     @property
     def jwks_uri(self) -> str:
         """Where validators find the key set."""
-        return self.endpoint + _discovery.KEYS_PATH
+        return self.endpoint + openid.KEYS_PATH
 
     @contextmanager
     def down(self) -> Iterator[None]:
@@ -149,12 +151,12 @@ class ImdsEmulator:
             refused: Seconds for which connections are refused.
             wireserver: How many token requests the other server answers after that, with 500.
         """
-        _numbers.seconds("refused", refused)
-        _numbers.whole("wireserver", wireserver)
+        checks.seconds("refused", refused)
+        checks.whole("wireserver", wireserver)
         server = self._running
         server.pause()
         if wireserver:
-            self.script(*[_faults.wireserver()] * wireserver)
+            self.script(*[wireserver_fault()] * wireserver)
         server.resume_later(refused)
 
     # The machine
@@ -191,7 +193,7 @@ class ImdsEmulator:
 
     def advance(self, seconds: float) -> None:
         """Puts the emulator's clock forward, or back."""
-        self._advanced += _numbers.seconds("seconds", seconds, -_numbers.CENTURY, _numbers.CENTURY)
+        self._advanced += checks.seconds("seconds", seconds, -checks.CENTURY, checks.CENTURY)
 
     # Faults
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ._identities import SUBSCRIPTION_ID, TENANT_ID
-from ._rules import API_VERSIONS, WRONG_METHOD, header_fault, version_fault
-from ._wire import TEXT, Answer, compact, instance_error
+from .._http.messages import TEXT, Answer, compact, instance_error
+from .identities import SUBSCRIPTION_ID, TENANT_ID
+from .token_endpoint import API_VERSIONS, WRONG_METHOD, header_fault, version_fault
 
 if TYPE_CHECKING:
-    from ._profiles import Profile
-    from ._wire import Received
+    from .._http.messages import Received
+    from .profiles import Profile
 
 INSTANCE_PATH = "/metadata/instance"
 VM_ID = "33333333-3333-3333-3333-333333333333"

@@ -5,21 +5,21 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import threading
 import uuid
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from . import _numbers
-from ._identities import TENANT_ID, Identity, SystemAssigned
+from .._http import checks
+from .identities import TENANT_ID, Identity, SystemAssigned
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-if find_spec("cryptography") is None:  # it is loaded with the first token; here it costs nothing to look for it
-    raise ModuleNotFoundError("the emulator signs tokens", name="cryptography")
+for _library in ("cryptography", "jwt"):  # both are loaded with the first token; here it costs nothing to look for them
+    if find_spec(_library) is None:
+        raise ModuleNotFoundError("the emulator signs tokens", name=_library)
 
 ISSUER = f"https://sts.windows.net/{TENANT_ID}/"
 LIFETIME = 86400  # seconds; expires_on - not_before is 86700 in the captures of 2020 to 2025
@@ -45,33 +45,31 @@ def _signing_key() -> RSAPrivateKey:
 
 
 @functools.cache
-def _public_numbers() -> dict[str, str]:
-    public = _signing_key().public_key().public_numbers()
-    size = (public.n.bit_length() + 7) // 8
-    return {"n": _b64(public.n.to_bytes(size, "big")), "e": _b64(public.e.to_bytes(3, "big"))}
+def _public_key() -> dict[str, str]:
+    """Return the public key's modulus and exponent as members of a JSON Web Key."""
+    from jwt.algorithms import RSAAlgorithm
+
+    key = RSAAlgorithm.to_jwk(_signing_key().public_key(), as_dict=True)
+    return {"n": key["n"], "e": key["e"]}
 
 
 @functools.cache
 def key_id() -> str:
-    """The `kid` (and, as in real tokens, `x5t`) of the process's key: as long as Entra's, a SHA-1 in base64url."""
-    return _b64(hashlib.sha1(_public_numbers()["n"].encode(), usedforsecurity=False).digest())
+    """Return the `kid` and `x5t` of the key. Entra gives both the same value, a SHA-1 in base64url."""
+    return _b64(hashlib.sha1(_public_key()["n"].encode(), usedforsecurity=False).digest())
 
 
 def jwks() -> dict[str, Any]:
-    """The public key as a JSON Web Key Set."""
-    return {
-        "keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": key_id(), "x5t": key_id(), **_public_numbers()}]
-    }
+    """Return the public key as a JSON Web Key Set, with the members that Entra publishes."""
+    return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": key_id(), "x5t": key_id(), **_public_key()}]}
 
 
 def sign(claims: dict[str, Any]) -> str:
-    """A JWT over the claims, RS256, with the header members of the capture of 2024-08-06."""
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.hashes import SHA256
+    """Return a JWT over the claims, RS256, with the header members of the capture of 2024-08-06."""
+    import jwt
 
-    header = {"typ": "JWT", "alg": "RS256", "x5t": key_id(), "kid": key_id()}
-    signed = ".".join(_b64(json.dumps(part, separators=(",", ":")).encode()) for part in (header, claims))
-    return f"{signed}.{_b64(_signing_key().sign(signed.encode(), PKCS1v15(), SHA256()))}"
+    headers = {"x5t": key_id(), "kid": key_id()}
+    return jwt.encode(claims, _signing_key(), algorithm="RS256", headers=headers, sort_headers=False)
 
 
 def _opaque() -> str:
@@ -142,8 +140,8 @@ class TokenService:
 
     def __init__(self, machine_id: str, lifetime: int = LIFETIME, renew_before: float = 0) -> None:
         self._machine_id = machine_id
-        self.lifetime = _numbers.whole("token_lifetime", lifetime, 1, _numbers.CENTURY)
-        self._renew_before = _numbers.seconds("renew_before", renew_before, most=_numbers.CENTURY)
+        self.lifetime = checks.whole("token_lifetime", lifetime, 1, checks.CENTURY)
+        self._renew_before = checks.seconds("renew_before", renew_before, most=checks.CENTURY)
         self._lock = threading.Lock()
         self._kept: dict[tuple[Identity, str], Token] = {}
         self._issued: list[str] = []

@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import trustme
 
-from .._claims import claims_of
-from ._identities import TENANT_ID
-from ._tls_proxy import Answer, Request, TlsProxy
+from ..._claims import claims_of
+from .._emulator.identities import TENANT_ID
+from .tls_proxy import Answer, Request, TlsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

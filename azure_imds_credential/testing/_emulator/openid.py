@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._identities import TENANT_ID
-from ._tokens import ISSUER, jwks
-from ._wire import Answer, compact
+from .._http.messages import Answer, compact
+from .identities import TENANT_ID
+from .tokens import ISSUER, jwks
 
 if TYPE_CHECKING:
-    from ._wire import Received
+    from .._http.messages import Received
 
 CONFIGURATION_PATH = f"/{TENANT_ID}/.well-known/openid-configuration"
 KEYS_PATH = f"/{TENANT_ID}/discovery/keys"

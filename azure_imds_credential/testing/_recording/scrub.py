@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from ._dummies import (
+from .fakes import (
     GUID,
     NO_GUID,
     SCRUBBED,

@@ -9,13 +9,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import _numbers
-from ._connection import Connection
+from . import checks
+from .connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from ._connection import Respond
+    from .connection import Respond
 
 # Turns of its loop that asyncio (3.10 to 3.13: two) takes to make a transport of a connection that it has accepted.
 # When its server is closed meanwhile, it drops the connection without closing it.
@@ -36,7 +36,7 @@ def address(host: str, port: int) -> tuple[str, int]:
         ip = "127.0.0.1" if host == "localhost" else str(ipaddress.ip_address(host))
     except ValueError:
         raise ValueError(expected) from None
-    return ip, _numbers.whole("port", port, 0, 65535)
+    return ip, checks.whole("port", port, 0, 65535)
 
 
 class Server:

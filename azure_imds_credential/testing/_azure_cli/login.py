@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import subprocess
 from datetime import datetime
 from typing import Any
 
-from ._wire import compact
+from ..._claims import claims_of
+from .._http.messages import compact
 
 AZ_SECONDS = 60.0  # it starts a Python of its own and may ask Entra; a second or two is usual
 
@@ -47,7 +47,7 @@ def in_imds_form(given: dict[str, Any], resource: str, client_id: str | None, no
         now: Epoch seconds.
     """
     token: str = given["accessToken"]
-    claims = _claims(token)
+    claims = claims_of(token)
     expires_on = given.get("expires_on")
     if expires_on is None:
         expires_on = datetime.fromisoformat(given["expiresOn"]).timestamp()
@@ -63,13 +63,3 @@ def in_imds_form(given: dict[str, Any], resource: str, client_id: str | None, no
         "token_type": "Bearer",
     }
     return compact(document)
-
-
-def _claims(token: str) -> dict[str, Any]:
-    """The claims of a token, none where it is not to be read."""
-    try:
-        part = token.split(".")[1]
-        claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError):
-        return {}
-    return claims

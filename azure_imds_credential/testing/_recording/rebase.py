@@ -7,9 +7,9 @@ import re
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from .._claims import claims_of
-from ._dummies import TOKEN, dummy_token, is_dummy_token
-from ._scrub import read_json, with_body
+from ..._claims import claims_of
+from .fakes import TOKEN, dummy_token, is_dummy_token
+from .scrub import read_json, with_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from . import _numbers
-from ._rules import TOKEN_PATH
-from ._wire import Received
+from ..._configuration import TOKEN_PATH
+from .._http import checks
+from .._http.messages import Received
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,8 +63,8 @@ class Journal:
         Raises:
             AssertionError: It is still less after `timeout` seconds.
         """
-        _numbers.whole("count", count)
-        _numbers.seconds("timeout", timeout)
+        checks.whole("count", count)
+        checks.seconds("timeout", timeout)
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self._requests) >= count, timeout):
                 raise AssertionError(_told(f"{count} or more", f"within {timeout:g} s", self._requests))
@@ -76,7 +76,7 @@ class Journal:
         Raises:
             AssertionError: There are more or fewer than `count`; the message lists all that came.
         """
-        _numbers.whole("count", count)
+        checks.whole("count", count)
         came = self.all()
         matching = [request for request in came if all(request.param(name) == query[name] for name in query)]
         if len(matching) != count:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from . import _discovery, _instance, _numbers
-from ._journal import Journal, Request
-from ._limits import is_identity
-from ._rules import THROTTLED, TOKEN_PATH, WRONG_PATH, Machine, token_answer
-from ._script import Script
-from .faults import describe, ok
+from ..._configuration import TOKEN_PATH
+from .._http import checks
+from .._http.messages import THROTTLED
+from ..faults import describe, ok
+from . import instance, openid
+from .fault_queue import Script
+from .journal import Journal, Request
+from .rate_limits import is_identity
+from .token_endpoint import WRONG_PATH, Machine, token_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._connection import Steps
-    from ._limits import Limits
-    from ._wire import Answer, Received, Reply
-    from .faults import Fault
+    from .._http.connection import Steps
+    from .._http.messages import Answer, Received, Reply
+    from ..faults import Fault
+    from .rate_limits import Limits
 
 
 @dataclass
@@ -41,12 +44,12 @@ class Imds:
     in_flight: int = 0
 
     def __post_init__(self) -> None:
-        _numbers.seconds("latency", self.latency)
+        checks.seconds("latency", self.latency)
 
     def respond(self, received: Received) -> Steps:
         """What happens on the wire in answer to a request."""
         now = self.now()
-        published = _discovery.answer(received)
+        published = openid.answer(received)
         if published is not None:
             return ok(published.reply(now))
         throttled = self.limits is not None and self.limits.refuses(received.path, now, self.in_flight)
@@ -59,7 +62,7 @@ class Imds:
     def _answer(self, received: Received, now: float) -> Answer:
         if received.path == TOKEN_PATH:
             return token_answer(received, self.machine, now)
-        return _instance.answer(received, self.machine.profile) or WRONG_PATH
+        return instance.answer(received, self.machine.profile) or WRONG_PATH
 
     def _reply(self, answer: Answer, received: Received, now: float) -> Reply:
         """Container Instances do not call themselves IMDS; their headers are unknown, so they get the fewest."""

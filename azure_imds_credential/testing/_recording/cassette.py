@@ -16,10 +16,10 @@ from vcr.errors import UnhandledHTTPRequestError  # type: ignore[import-untyped]
 from vcr.persisters.filesystem import FilesystemPersister  # type: ignore[import-untyped] # ditto
 from vcr.serialize import serialize  # type: ignore[import-untyped] # ditto
 
-from ._network import loopback_only
-from ._rebase import rebased
-from ._scan import Finding, scan_text
-from ._scrub import Scrubber, scrub_response
+from .._network import loopback_only
+from .rebase import rebased
+from .scan import Finding, scan_text
+from .scrub import Scrubber, scrub_response
 
 if TYPE_CHECKING:
     import os

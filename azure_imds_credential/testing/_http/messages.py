@@ -132,3 +132,7 @@ def identity_error(status: int, description: str, error: str = "invalid_request"
 def instance_error(status: int, text: str) -> Answer:
     """An error of the instance category: one member, spaces inside the braces (captured 2017 to 2022)."""
     return Answer(status, b'{ "error": ' + json.dumps(text).encode() + b" }")
+
+
+# Recorded. Both the rate limits of the emulator and `faults.throttled` send it.
+THROTTLED = identity_error(429, "Temporarily throttled, too many requests")

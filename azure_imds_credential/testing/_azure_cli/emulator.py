@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ._az import in_imds_form, token_of_the_cli
-from ._journal import Journal, Request
-from ._profiles import PROFILES
-from ._rules import TOKEN_PATH, WRONG_METHOD, WRONG_PATH, header_fault, query_fault
-from ._server import Server, address
-from ._wire import Answer, identity_error
+from ..._configuration import TOKEN_PATH
+from .._emulator.journal import Journal, Request
+from .._emulator.profiles import PROFILES
+from .._emulator.token_endpoint import WRONG_METHOD, WRONG_PATH, header_fault, query_fault
+from .._http.messages import Answer, identity_error
+from .._http.server import Server, address
+from .login import in_imds_form, token_of_the_cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from ._connection import Steps
-    from ._wire import Received
+    from .._http.connection import Steps
+    from .._http.messages import Received
 
 # The name under which Docker Desktop's containers reach this machine. `internal` is reserved: nobody outside owns it.
 DOCKER_NAME = "host.docker.internal"
@@ -73,8 +74,8 @@ def bridge_network(name: str) -> ipaddress.IPv4Interface:
 
 
 @dataclass
-class _Flight:
-    """One question to the CLI, for everybody who asks for the resource meanwhile."""
+class _PendingToken:
+    """One call of the CLI, shared by all requests for its resource that come meanwhile."""
 
     done: threading.Event
     given: dict[str, Any] | None = None
@@ -115,7 +116,7 @@ class AzureCliEmulator:
         elif not ipaddress.ip_address(self._host).is_loopback:
             raise ValueError(f"{host} is not a loopback address: tokens of a person are for this machine, or a bridge")
         self._fetch, self._clock = fetch, clock
-        self._flights: dict[str, _Flight] = {}
+        self._pending: dict[str, _PendingToken] = {}
         self._journal = Journal()
         self._server: Server | None = None
 
@@ -155,27 +156,27 @@ class AzureCliEmulator:
             yield refusal.reply(self._clock()).encode()
             return
         resource = request.param("resource") or ""
-        flight = self._flights.get(resource)
-        if flight is None:
-            flight = self._flights[resource] = _Flight(threading.Event())
-            threading.Thread(target=self._fly, args=(flight, resource), name="az", daemon=True).start()
-        yield flight.done
+        pending = self._pending.get(resource)
+        if pending is None:
+            pending = self._pending[resource] = _PendingToken(threading.Event())
+            threading.Thread(target=self._fetch_token, args=(pending, resource), name="az", daemon=True).start()
+        yield pending.done
         now = self._clock()
-        if flight.given is None:
-            answer = identity_error(400, flight.refusal)
+        if pending.given is None:
+            answer = identity_error(400, pending.refusal)
         else:
-            answer = Answer(200, in_imds_form(flight.given, resource, request.param("client_id"), now))
+            answer = Answer(200, in_imds_form(pending.given, resource, request.param("client_id"), now))
         yield answer.reply(now).encode()
 
-    def _fly(self, flight: _Flight, resource: str) -> None:
+    def _fetch_token(self, pending: _PendingToken, resource: str) -> None:
         """Nothing is kept: az has its own cache, and a logout is to count at once."""
         try:
-            flight.given = self._fetch(resource)
+            pending.given = self._fetch(resource)
         except Exception as error:
-            flight.refusal = str(error)
+            pending.refusal = str(error)
         finally:
-            self._flights.pop(resource, None)
-            flight.done.set()
+            self._pending.pop(resource, None)
+            pending.done.set()
 
     def _refusal(self, request: Received) -> Answer | None:
         if not self._is_ours(request.peer):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ._dummies import SCRUBBED, TOKEN, is_dummy_token, looks_signed
-from ._scrub import SECRET_MEMBERS, SECRET_PAIR, STORAGE_KEY, TOKEN_MEMBERS, is_secret_value, read_json
+from .fakes import SCRUBBED, TOKEN, is_dummy_token, looks_signed
+from .scrub import SECRET_MEMBERS, SECRET_PAIR, STORAGE_KEY, TOKEN_MEMBERS, is_secret_value, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

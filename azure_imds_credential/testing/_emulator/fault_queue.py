@@ -9,12 +9,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import _numbers
+from .._http import checks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .faults import Fault
+    from ..faults import Fault
 
 
 def _check(faults: Sequence[Fault]) -> None:
@@ -53,15 +53,15 @@ class Script:
     def add(self, path: str, faults: Sequence[Fault], now: float, seconds: float | None = None) -> None:
         """Queues faults after those that are already there: for one request each, or for so many seconds from now."""
         _check(faults)
-        until = None if seconds is None else now + _numbers.seconds("seconds", seconds, most=math.inf)
+        until = None if seconds is None else now + checks.seconds("seconds", seconds, most=math.inf)
         with self._lock:
             self._windows.append(_Window(path, deque(faults), until))
 
     def at_random(self, faults: Sequence[Fault], rate: float, seed: int) -> None:
         """From now on a share of the requests gets one of the faults; the same seed gives the same sequence."""
         _check(faults)
-        _numbers.share("rate", rate)
-        _numbers.whole("seed", seed, least=None)
+        checks.share("rate", rate)
+        checks.whole("seed", seed, least=None)
         with self._lock:
             self._random = (tuple(faults), rate, random.Random(seed))  # noqa: S311 - repeatable on purpose
 

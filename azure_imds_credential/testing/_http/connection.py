@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator
 from enum import Enum
 
-from ._wire import Received, Reply
+from .messages import Received, Reply
 
 MOST_HEADER_BYTES = 65536
 RELEASE_POLL = 0.005  # seconds between two looks at an Event that holds an answer back

@@ -1,0 +1,1 @@
+"""The developer's own `az login` in the form of IMDS."""

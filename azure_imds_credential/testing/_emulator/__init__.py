@@ -1,0 +1,1 @@
+"""The emulated machine: its identities, tokens, endpoints, rate limits and journal."""

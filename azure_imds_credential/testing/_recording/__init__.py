@@ -1,0 +1,1 @@
+"""Recorded HTTP sessions: scrubbing, replay and the scan for live secrets."""

@@ -1,0 +1,1 @@
+"""A Key Vault on loopback, reached under its real-looking name."""
