@@ -5,9 +5,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._claims import IdentityInfo
     from ._credential import ImdsCredential
     from ._source import ManagedIdentitySource, detect_source
+    from ._whoami import IdentityInfo, whoami
     from .exceptions import (
         IdentityMismatchError,
         IdentityUnavailableError,
@@ -35,14 +35,16 @@ __all__ = [
     "ManagedIdentitySource",
     "__version__",
     "detect_source",
+    "whoami",
 ]
 
 # Loaded when first used: pytest imports this package in every run, for the plugin in `testing`.
 _WHERE = {
-    "IdentityInfo": "._claims",
+    "IdentityInfo": "._whoami",
     "ImdsCredential": "._credential",
     "ManagedIdentitySource": "._source",
     "detect_source": "._source",
+    "whoami": "._whoami",
 }
 
 

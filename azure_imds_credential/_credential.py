@@ -7,9 +7,9 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._claims import IdentityInfo, identity_info
 from ._configuration import Configuration, claims_in, picklable
 from ._freshness import Slot
+from ._whoami import IdentityInfo, identity_info
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions

@@ -12,9 +12,9 @@ import atheris
 
 with atheris.instrument_imports(include=["azure_imds_credential", "json"]):
     from azure_imds_credential._answer import EXCERPT_LIMIT, Reply, judge
-    from azure_imds_credential._claims import identity_info
     from azure_imds_credential._freshness import LONGEST_LIFE
     from azure_imds_credential._identity import identity_from
+    from azure_imds_credential._whoami import identity_info
 
 RESOURCE = "https://vault.azure.net"
 CLIENT = "6a7b8c9d-0000-4000-8000-00000000abcd"

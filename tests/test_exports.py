@@ -22,9 +22,10 @@ def test_the_public_names_are_the_contract() -> None:
         "ManagedIdentitySource",
         "__version__",
         "detect_source",
+        "whoami",
     }
     assert all(hasattr(azure_imds_credential, name) for name in azure_imds_credential.__all__)
-    assert azure_imds_credential.aio.__all__ == ["ImdsCredential"]
+    assert azure_imds_credential.aio.__all__ == ["ImdsCredential", "whoami"]
 
 
 def test_msal_has_one_importer_and_no_private_name_of_it_is_used() -> None:

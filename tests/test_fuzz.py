@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 
 from azure_imds_credential import ImdsError
 from azure_imds_credential._answer import EXCERPT_LIMIT, Reply, Silence, judge
-from azure_imds_credential._claims import identity_info
 from azure_imds_credential._freshness import LONGEST_LIFE
 from azure_imds_credential._identity import identity_from
 from azure_imds_credential._retry import Retry, next_delay
+from azure_imds_credential._whoami import identity_info
 from azure_imds_credential.testing import ImdsEmulator
 from azure_imds_credential.testing.faults import End, Steps
 from azure_imds_credential.testing.faults import Reply as WireReply

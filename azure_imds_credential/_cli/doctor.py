@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from .. import exceptions as e
 from .._answer import excerpt
-from .._claims import IdentityInfo
 from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from .._credential import ImdsCredential
 from .._hints import several_identities
+from .._whoami import IdentityInfo
 from .machine import Finding, Place, Surroundings, other_source, signs
 from .output import in_a_shell
 

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .. import exceptions as e
-from .._claims import IdentityInfo
+from .._whoami import IdentityInfo
 
 FOUND, USAGE, VAULT, OUTPUT, INTERRUPTED = 1, 2, 9, 10, 130  # 2 is argparse's own; 130 is what shells give for SIGINT
 EXIT_CODES: dict[type[e.ImdsError], int] = {

@@ -1,5 +1,6 @@
 """The credential for async Azure SDK clients. No aiohttp needed: the rare request runs on a thread of its own."""
 
 from ._credential import ImdsCredential
+from ._whoami import whoami
 
-__all__ = ["ImdsCredential"]
+__all__ = ["ImdsCredential", "whoami"]

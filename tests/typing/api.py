@@ -8,8 +8,9 @@ from azure.keyvault.secrets import SecretClient
 from azure.keyvault.secrets.aio import SecretClient as AsyncSecretClient
 from typing_extensions import assert_type
 
-from azure_imds_credential import IdentityInfo, ImdsCredential, ManagedIdentitySource, detect_source
+from azure_imds_credential import IdentityInfo, ImdsCredential, ManagedIdentitySource, detect_source, whoami
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
+from azure_imds_credential.aio import whoami as async_whoami
 
 credential = ImdsCredential()
 a: TokenCredential = credential
@@ -20,6 +21,8 @@ assert_type(credential.get_token("scope", claims="{}", tenant_id="t", enable_cae
 assert_type(credential.get_token_info("scope", options={"claims": "{}"}), AccessTokenInfo)
 assert_type(credential.token_provider("scope"), Callable[[], str])
 assert_type(credential.whoami(), IdentityInfo)
+assert_type(whoami(a), IdentityInfo)
+assert_type(whoami(b, "scope"), IdentityInfo)
 assert_type(detect_source(), ManagedIdentitySource)
 with ImdsCredential(client_id="id") as entered:
     assert_type(entered, ImdsCredential)
@@ -35,6 +38,8 @@ async def aio() -> None:
     assert_type(await credential.get_token_info("scope"), AccessTokenInfo)
     assert_type(credential.token_provider("scope"), Callable[[], Awaitable[str]])
     assert_type(await credential.whoami(), IdentityInfo)
+    assert_type(await async_whoami(d), IdentityInfo)
+    assert_type(await async_whoami(e, "scope"), IdentityInfo)
     async with AsyncImdsCredential(resource_id="id") as entered:
         assert_type(entered, AsyncImdsCredential)
     AsyncSecretClient("https://vault.azure.net", credential)
