@@ -183,7 +183,7 @@ def test_help_of_every_command_is_shown() -> None:
     """The page of the command line has the help of the program and of each command."""
     commands = {command for block in blocks(ROOT / "docs/cli.md") for command, _ in shown(block)}
     names = re.findall(r"^    ([a-z]+)  ", _cli.make_parser().format_help(), re.MULTILINE)
-    assert len(names) == 8
+    assert len(names) == 9
     assert commands == {"azure-imds --help", *(f"azure-imds {name} --help" for name in names)}
 
 
