@@ -1,66 +1,60 @@
-"""`make demo`: runs `read_secret.py` as it stands, first from a recording, then against doubles on this machine."""
+"""`make demo`: runs `read_secret.py`, first on a recording, then against an IMDS and a vault on this machine."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, VaultDouble
 
-SAMPLES = Path(__file__).parent
-RECORDING = SAMPLES.parent / "recordings" / "system-assigned.yaml"
+ROOT = Path(__file__).parent.parent
+RECORDING = "recordings/system-assigned.yaml"
 OTHER_SOURCES = {"IDENTITY_ENDPOINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "AZUREPS_HOST_ENVIRONMENT"}
-# A port on which nothing listens: were the replay ever to send its request to IMDS, it would not leave this machine.
-NOWHERE = "http://127.0.0.1:9"
+CLOSED = "http://127.0.0.1:9"  # nothing listens there: a replay that sent its request would fail, on this machine
 
 
-def read_secret(variables: dict[str, str], vault_url: str, *options: str) -> int:
-    """Run the sample as any user would, with its output on ours."""
-    command = ["samples/read_secret.py", "--vault-url", vault_url, "--secret", "greeting", *options]
-    print("  $ python", shlex.join(command), flush=True)
+def run(*command: str, **variables: str) -> int:
+    """Run a sample in a process of its own, with its output on ours."""
+    print("   $ python", *command, flush=True)
     inherited = {name: value for name, value in os.environ.items() if name not in OTHER_SOURCES}
-    return subprocess.run(  # noqa: S603 - our own sample, with our own arguments
+    done = subprocess.run(  # noqa: S603 - our own sample, with our own arguments
         [sys.executable, *command],
-        cwd=SAMPLES.parent,
+        cwd=ROOT,
         env={**inherited, **variables},
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        text=True,
         check=False,
-    ).returncode
+    )
+    print("".join(f"   {line}\n" for line in done.stdout.splitlines()), end="", flush=True)
+    return done.returncode
 
 
-def from_the_recording() -> bool:
-    print(f"\n1. From {RECORDING.parent.name}/{RECORDING.name}; nothing is sent to anyone:")
-    recorded = yaml.safe_load(RECORDING.read_text())["interactions"]
-    vault_url = recorded[-1]["request"]["uri"].partition("/secrets/")[0]
-    options = ("--replay", str(RECORDING.relative_to(SAMPLES.parent)))
-    code = read_secret({"AZURE_POD_IDENTITY_AUTHORITY_HOST": NOWHERE}, vault_url, *options)
-    for exchange in recorded:
-        print(f"  the recording holds: GET {exchange['request']['uri']} -> {exchange['response']['status']['code']}")
-    return code == 0
+def read_secret(vault_url: str) -> list[str]:
+    return ["samples/read_secret.py", "--vault-url", vault_url, "--secret", "greeting"]
 
 
-def from_doubles() -> bool:
-    print("\n2. Once more, from an IMDS emulator and a double of Key Vault on loopback ports:")
+def main() -> bool:
+    print("1. From a recording. Nothing is sent:")
+    replay = ["samples/replay.py", RECORDING, *read_secret("https://demo-system-assigned.vault.azure.net")]
+    codes = [run(*replay, AZURE_POD_IDENTITY_AUTHORITY_HOST=CLOSED)]
+
     identity = SystemAssigned()
-    with ImdsEmulator([identity]) as imds, VaultDouble("demo", {"greeting": "hello from the vault double"}) as vault:
+    with ImdsEmulator([identity]) as imds, VaultDouble("demo", {"greeting": "hello"}) as vault:
         variables = {"AZURE_POD_IDENTITY_AUTHORITY_HOST": imds.endpoint, **vault.environment()}
-        first = read_secret(variables, vault.url)
-        for request in imds.requests:
-            print(f"  IMDS got:      {request}")
-        for line in vault.requests:
-            print(f"  the vault got: {line}")
-        print("\n3. The same machine when its identity has been taken away (this is meant to fail):", flush=True)
+        print("\n2. Live, from the IMDS emulator and a vault double on this machine:")
+        codes.append(run(*read_secret(vault.url), **variables))
+        print(f"   {len(imds.requests)} request to IMDS, {len(vault.requests)} to the vault (the first is a challenge)")
+
+        print("\n3. The same machine after its identity was removed. This must fail:")
         imds.remove(identity)
-        second = read_secret(variables, vault.url)
-    return first == 0 and second == 1
+        codes.append(run(*read_secret(vault.url), **variables))
+    return codes == [0, 0, 1]
 
 
 if __name__ == "__main__":
-    if not (from_the_recording() and from_doubles()):
-        sys.exit("\nthe demo did not do what it says")
-    print("\nOn an Azure VM with a managed identity the same program runs unchanged: no --replay, no variables.")
+    if not main():
+        sys.exit("\nThe demo did not do what it says.")
+    print("\nOn an Azure VM with a managed identity, read_secret.py runs unchanged.")

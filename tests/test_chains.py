@@ -1,24 +1,36 @@
-"""Which errors let a chain try its next credential: with the real azure-identity, both colours."""
+"""Which errors let a chain try its next credential, with the chains of azure-identity, sync and aio."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import azure.identity
 import azure.identity.aio
+import jwt
 import pytest
 from azure.core.credentials import AccessToken, AccessTokenInfo
 from azure.core.exceptions import ClientAuthenticationError
 from colours import VAULT, Colour, VirtualTime
 
-from azure_imds_credential.testing import ImdsEmulator, faults
+from azure_imds_credential.testing import (
+    EntraDouble,
+    FederatedCredential,
+    ImdsEmulator,
+    SystemAssigned,
+    UserAssigned,
+    faults,
+)
+from azure_imds_credential.testing._emulator.tokens import sign
 from azure_imds_credential.testing.faults import Fault
 
 SCOPE = f"{VAULT}/.default"
@@ -26,7 +38,7 @@ SCOPE = f"{VAULT}/.default"
 
 @dataclass
 class Developer:
-    """The identity that a VM must not fall through to: a developer's own."""
+    """The credential that a VM must not use: a developer's own."""
 
     asked: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -50,7 +62,7 @@ class AsyncDeveloper(Developer):
         return Developer.get_token_info(self, *scopes)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
     async def __aenter__(self) -> AsyncDeveloper:
         return self
@@ -110,24 +122,24 @@ STOPS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
 @pytest.mark.parametrize("name", GOES_ON)
-def test_a_chain_goes_on_where_imds_or_the_identity_is_not_there(
+def test_chain_goes_on(
     name: str, method: str, colour: Colour, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
-    """On a laptop, in a container, or on a VM without an identity the next credential is asked."""
+    """Without IMDS, or without the identity, the next credential is asked."""
     imds.script(GOES_ON[name], seconds=math.inf)
     options = {"read_timeout": 0.2} if GOES_ON[name] is faults.hang else {}
     assert in_chain(colour, developer, method, endpoint=imds.endpoint, **options) == "developer"
     assert developer.asked == [(SCOPE,)]
 
 
-def test_a_chain_goes_on_where_nothing_listens(colour: Colour, developer: Developer, imds: ImdsEmulator) -> None:
+def test_chain_goes_on_when_refused(colour: Colour, developer: Developer, imds: ImdsEmulator) -> None:
     """Connection refused."""
     with imds.down():
         assert in_chain(colour, developer, endpoint=imds.endpoint) == "developer"
         assert in_chain(colour, developer, endpoint=imds.endpoint) == "developer"  # from memory
 
 
-def test_a_chain_goes_on_where_another_source_is_configured(
+def test_chain_goes_on_at_other_source(
     colour: Colour, developer: Developer, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On App Service, where ManagedIdentityCredential may stand next in the chain."""
@@ -139,10 +151,10 @@ def test_a_chain_goes_on_where_another_source_is_configured(
 
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
 @pytest.mark.parametrize("name", STOPS)
-def test_a_chain_stops_where_imds_is_there_and_ill(
+def test_chain_stops(
     name: str, method: str, colour: Colour, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
-    """A throttled, ill or lying IMDS must not turn a VM's identity into a developer's."""
+    """A throttled or failing IMDS must not turn a VM's identity into a developer's."""
     imds.script(STOPS[name], seconds=math.inf)
     with pytest.raises(ClientAuthenticationError) as caught:
         in_chain(colour, developer, method, endpoint=imds.endpoint)
@@ -150,27 +162,25 @@ def test_a_chain_stops_where_imds_is_there_and_ill(
     assert "ImdsCredential" in str(caught.value)
 
 
-def test_a_chain_stops_where_imds_was_seen_and_is_gone(
+def test_chain_stops_when_imds_is_gone(
     colour: Colour, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
-    """A machine that had IMDS a minute ago is not a laptop now."""
+    """A machine whose IMDS has answered before is not a laptop."""
     colour.ask(imds.endpoint, scope="https://management.azure.com")
     with imds.down(), pytest.raises(ClientAuthenticationError):
         in_chain(colour, developer, endpoint=imds.endpoint)
     assert developer.asked == []
 
 
-def test_a_chain_takes_the_machines_token_where_there_is_one(
-    colour: Colour, developer: Developer, imds: ImdsEmulator
-) -> None:
+def test_chain_takes_first_token(colour: Colour, developer: Developer, imds: ImdsEmulator) -> None:
     """One request and no probe, and the developer is not asked."""
     assert in_chain(colour, developer, endpoint=imds.endpoint) in imds.tokens
     assert developer.asked == []
     imds.assert_requests(1)
 
 
-def test_a_chain_tells_our_reason(colour: Colour, imds: ImdsEmulator) -> None:
-    """Where every credential fails, what ours found is in the chain's message."""
+def test_chain_message(colour: Colour, imds: ImdsEmulator) -> None:
+    """When every credential fails, the chain's message has the reason of ours."""
     empty: Callable[..., Any] = (
         azure.identity.ChainedTokenCredential if colour.name == "sync" else azure.identity.aio.ChainedTokenCredential
     )
@@ -216,8 +226,8 @@ CHILD = """
 
 
 @pytest.mark.parametrize("order", ["azure-identity first", "azure-identity after our first error"])
-def test_the_order_of_imports_does_not_matter(order: str) -> None:
-    """Whoever is imported first, chains recognise the errors, and pickles cross to processes without azure-identity."""
+def test_import_order(order: str) -> None:
+    """Chains recognise the errors in either order of imports, and so do processes that unpickle them."""
     first = order == "azure-identity first"
     program = textwrap.dedent(CHILD).format(before="import azure.identity" if first else "", loaded=first)
     child = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, check=False)
@@ -228,3 +238,151 @@ def test_the_order_of_imports_does_not_matter(order: str) -> None:
     )
     read = subprocess.run([sys.executable, "-c", reader], input=child.stdout, capture_output=True, check=False)
     assert read.stdout.startswith(b"Is this an Azure VM"), read.stderr.decode()
+
+
+# Machines: the chain of MIGRATING.md beside DefaultAzureCredential
+
+TENANT = ImdsEmulator.tenant_id
+WORKLOAD, SERVICE = "00000000-0000-4000-8000-0000000000a9", "00000000-0000-4000-8000-0000000000c5"
+SUBJECT, ISSUER = "system:serviceaccount:shop:cart", "https://oidc.example/cluster/"
+APP = UserAssigned("app")
+AZ = """#!/bin/sh
+echo '{"accessToken": "developer", "expires_on": 4000000000, "tokenType": "Bearer"}'
+"""
+
+# Runs the chain of the page and DefaultAzureCredential, sync and aio, and prints the tokens.
+PROGRAM = """
+import asyncio, json, re, sys
+
+def aio(text):
+    return re.sub(r"from (azure.identity|azure_imds_credential) import", r"from \\1.aio import", text)
+
+def made(text):
+    names = {}
+    exec(text, names)
+    return names["credential"]
+
+async def ask(credential):
+    async with credential:
+        return (await credential.get_token("https://vault.azure.net/.default")).token
+
+default = "from azure.identity import DefaultAzureCredential\\ncredential = DefaultAzureCredential()"
+tokens = []
+for text in (sys.stdin.read(), default):
+    tokens.append(made(text).get_token("https://vault.azure.net/.default").token)
+    tokens.append(asyncio.run(ask(made(aio(text)))))
+print(json.dumps(tokens))
+"""
+
+
+class Machine(NamedTuple):
+    """Where a program runs.
+
+    Attributes:
+        identities: What its IMDS has; None: there is no IMDS.
+        variables: What its environment has.
+        answer: Whose token a program gets: an `appid`, or "developer".
+        has_az: Whether a developer is logged in with the Azure CLI.
+    """
+
+    identities: Sequence[SystemAssigned | UserAssigned] | None
+    variables: Mapping[str, str]
+    answer: str
+    has_az: bool = False
+
+
+VM = SystemAssigned()
+MACHINES = {
+    "service principal": Machine(
+        [VM], {"AZURE_TENANT_ID": TENANT, "AZURE_CLIENT_ID": SERVICE, "AZURE_CLIENT_SECRET": "secret"}, SERVICE
+    ),
+    "pod": Machine(
+        [VM],
+        {"AZURE_TENANT_ID": TENANT, "AZURE_CLIENT_ID": WORKLOAD, "AZURE_FEDERATED_TOKEN_FILE": "token"},
+        WORKLOAD,
+    ),
+    "VM": Machine([VM, APP], {}, VM.client_id),
+    "VM, AZURE_CLIENT_ID": Machine([VM, APP], {"AZURE_CLIENT_ID": APP.client_id}, APP.client_id),
+    "VM, empty AZURE_CLIENT_ID": Machine([VM, APP], {"AZURE_CLIENT_ID": ""}, VM.client_id),
+    "VM with a developer": Machine([VM], {}, VM.client_id, has_az=True),
+    "laptop": Machine(None, {}, "developer", has_az=True),
+}
+
+
+class EntraWithSecrets(EntraDouble):
+    """Entra ID that also takes the secret of a service principal."""
+
+    def _verify(self, form: Mapping[str, str], trusted: FederatedCredential) -> None:
+        if form.get("client_secret") != "secret":
+            super()._verify(form, trusted)
+
+
+def run_on(machine: Machine, program: str, folder: Path) -> list[str]:
+    """Run a program on a machine; return whose token each of its credentials got."""
+    claims = {"iss": ISSUER, "sub": SUBJECT, "aud": "api://AzureADTokenExchange", "nbf": 0, "exp": 4_000_000_000}
+    (folder / "token").write_text(sign(claims))
+    if machine.has_az:
+        (folder / "az").write_text(AZ)
+        (folder / "az").chmod(0o755)
+    trusted = FederatedCredential(SUBJECT, ISSUER)
+    with (
+        ImdsEmulator(machine.identities) as imds,
+        EntraWithSecrets(imds, {WORKLOAD: trusted, SERVICE: trusted}) as entra,
+    ):
+        closed = "http://127.0.0.1:9"
+        environment = {
+            "AZURE_POD_IDENTITY_AUTHORITY_HOST": closed if machine.identities is None else imds.endpoint,
+            "PATH": f"{folder}:/usr/bin:/bin",
+            "HOME": str(folder),
+            **machine.variables,
+            **entra.environment(),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            input=program,
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    tokens = json.loads(done.stdout.splitlines()[-1])
+    return [
+        token if token == "developer" else jwt.decode(token, options={"verify_signature": False})["appid"]
+        for token in tokens
+    ]
+
+
+def chain_of_page() -> str:
+    """Return the chain that MIGRATING.md gives in the place of DefaultAzureCredential."""
+    page = (Path(__file__).parent.parent / "MIGRATING.md").read_text()
+    (chain,) = re.findall(r"```python\n((?:(?!```).)*EnvironmentCredential.*?)```", page, re.DOTALL)
+    return str(chain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MACHINES)
+def test_chain_matches_default(name: str, tmp_path: Path) -> None:
+    """On each machine the chain of MIGRATING.md uses the credential that DefaultAzureCredential uses, sync and aio."""
+    machine = MACHINES[name]
+    assert run_on(machine, chain_of_page(), tmp_path) == [machine.answer] * 4
+
+
+@pytest.mark.slow
+def test_imds_first_is_the_node(tmp_path: Path) -> None:
+    """With IMDS before workload identity a pod gets its node's identity: why MIGRATING.md insists on the order."""
+    chain = """
+from azure.identity import ChainedTokenCredential, WorkloadIdentityCredential
+from azure_imds_credential import ImdsCredential
+credential = ChainedTokenCredential(ImdsCredential(), WorkloadIdentityCredential())
+"""
+    assert run_on(MACHINES["pod"], chain, tmp_path) == [VM.client_id] * 2 + [WORKLOAD] * 2
+
+
+def test_machines_of_the_page() -> None:
+    """MIGRATING.md has a row for each machine that is tried."""
+    page = (Path(__file__).parent.parent / "MIGRATING.md").read_text()
+    table = page[page.index("| machine |") : page.index("test_chain_matches_default")]
+    assert len(re.findall(r"^\| (?!machine)", table, re.MULTILINE)) == len(MACHINES) - 1  # "VM" and "with a developer"

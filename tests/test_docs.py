@@ -1,4 +1,4 @@
-"""What the documentation says is tried: code blocks run, commands parse, help is as it is, links and names resolve."""
+"""The documentation is tried: code blocks run, commands parse, shown output is real, links and names resolve."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import azure_imds_credential
 from azure_imds_credential import ImdsError, _cli
@@ -28,9 +30,10 @@ from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssi
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["pytester"]
 
-PAGES = [*(ROOT / name for name in ("README.md", "MIGRATING.md", "TROUBLESHOOTING.md", "CONTRIBUTING.md")),
-         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
-TRACKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("recordings/*.md")), *sorted(ROOT.glob("samples/**/*.md"))]
+TOP = ("README.md", "MIGRATING.md", "TROUBLESHOOTING.md", "CONTRIBUTING.md", "SECURITY.md", "recordings/README.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
+# The blocks of samples/azure/README.md are run by test_azure_scripts.py.
+TRACKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("samples/**/*.md"))]
 MEMORY = Path("/dev/shm")
 # The identity that the pages name by each of its identifiers.
 APP = UserAssigned(
@@ -70,7 +73,7 @@ def of(language: str, *, tests: bool = False) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def azure(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImdsEmulator]:
-    """What the pages take for granted: a VM with two identities, and a vault that has a greeting for it."""
+    """What the pages assume: a VM with two identities, and a vault with a secret."""
     forget_tokens()
     monkeypatch.chdir(ROOT)
     with (
@@ -96,11 +99,10 @@ def _logging_as_it_was() -> Iterator[None]:
     ours.setLevel(levels[1])
 
 
-def test_every_block_is_of_a_kind_that_is_tried() -> None:
-    """No block of the pages escapes the tests below."""
-    known = {"python", "console", "yaml", "ini", "go"}
+def test_block_languages() -> None:
+    """Every block of the pages is of a language that a test tries."""
+    known = {"python", "console", "yaml", "ini", "go", "toml", "text", "diff"}
     assert [str(block) for block in BLOCKS if block.language not in known] == []
-    assert {block.language for block in BLOCKS} == known
 
 
 @pytest.mark.usefixtures("azure", "_logging_as_it_was")
@@ -129,7 +131,7 @@ def test_tests_pass(block: Block, pytester: pytest.Pytester) -> None:
 
 def shown(block: Block) -> Iterator[tuple[str, str]]:
     """The commands of a block, each with the output that the page shows."""
-    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^\$ ", block.text.replace("\\\n", ""), flags=re.MULTILINE)[1:]:
         command, _, output = part.partition("\n")
         yield command, output
 
@@ -145,10 +147,8 @@ def parsed(argv: list[str]) -> None:
 
 @pytest.mark.usefixtures("azure")
 @of("console")
-def test_commands_do_what_is_shown(
-    block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every command of the pages exists; those of `azure-imds` end well and print what the page shows."""
+def test_commands(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the pages exists; those of `azure-imds` succeed and print what the page shows."""
     monkeypatch.setenv("COLUMNS", "80")
     assert block.text.startswith("$ ")
     for command, output in shown(block):
@@ -158,19 +158,100 @@ def test_commands_do_what_is_shown(
                 code = _cli.main(words[1:])
             except SystemExit as end:  # argparse after --help
                 code = int(end.code or 0)
-            said, complaint = capsys.readouterr()
+            printed, complaint = capsys.readouterr()
             if os.environ.get("UPDATE_DOCS") and command.endswith("--help"):
-                write_anew(block, command, said)
+                write_anew(block, command, printed)
                 continue
             assert code == 0, complaint
-            assert output in ("", said)
+            assert output in ("", printed)
         elif words[0] == "make":
-            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        elif words[:2] == ["pip", "install"]:
-            assert_extra_exists(words[2])
+            assert_make_target(words[1])
+        elif words[:2] in (["pip", "install"], ["pip", "wheel"]):
+            assert_requirement(words[-1])
+        elif words[0] == "python":
+            subprocess.run([sys.executable, *words[1:]], timeout=60, check=True)
         else:
-            assert words[:3] == [".venv/bin/python", "-m", "pytest"], f"nobody tries {command!r}"
+            assert words[:3] == [".venv/bin/python", "-m", "pytest"], f"{command!r} is not tried"
             assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests"))
+
+
+def assert_make_target(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def assert_requirement(text: str) -> None:
+    """Fail unless this names the project, with extras that exist; `<...>` is for the reader to fill in."""
+    if text.startswith("."):
+        name, extras = ROOT.joinpath(text.partition("[")[0]).resolve(), set(re.findall(r"\w+", text.partition("[")[2]))
+        assert name == ROOT
+    else:
+        filled = re.sub(r"<url [^>]*>", "https://git.example/project", re.sub(r"<tag [^>]*>", "v0.1.0", text))
+        requirement = Requirement(filled)
+        assert requirement.name == "azure-imds-credential"
+        extras = set(requirement.extras)
+    assert extras <= set(extras_of_setup())
+
+
+def extras_of_setup() -> list[str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return list(setup["options.extras_require"])
+
+
+def test_demo_output() -> None:
+    """The README shows what `make demo` prints, but for times and ports; "..." leaves out the rest of a line."""
+    (output,) = (
+        output for block in blocks(ROOT / "README.md") for command, output in shown(block) if "demo" in command
+    )
+    demo = [sys.executable, "-W", "error", ROOT / "samples/demo.py"]
+    printed = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def comparable(text: str) -> str:
+        return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
+
+    rest = comparable(printed)
+    for line in filter(None, comparable(output).splitlines()):
+        start = line.removesuffix("...")
+        assert start in rest, f"{line!r} is not printed, or not in this order"
+        rest = rest[rest.index(start) + len(start) :]
+
+
+@of("text")
+def test_requirements(block: Block) -> None:
+    """The requirements.txt of the pages names this project and its extras."""
+    for line in block.text.splitlines():
+        assert_requirement(line)
+
+
+@of("toml")
+def test_pyproject(block: Block) -> None:
+    """The pyproject.toml of the pages is one, and depends on this project."""
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    for requirement in tomllib.loads(block.text)["project"]["dependencies"]:
+        assert_requirement(requirement)
+
+
+@of("diff")
+def test_diffs(block: Block) -> None:
+    """Every line of a diff is context, removed or added, and what is added is Python."""
+    added = [line[1:] for line in block.text.splitlines() if line.startswith("+") and not line.startswith("+++")]
+    assert all(line[:1] in ("+", "-", " ", "@") for line in block.text.splitlines())
+    ast.parse(textwrap.dedent("\n".join(added)))
+
+
+def test_samples_page() -> None:
+    """The page of samples links to every one of them."""
+    linked = set(re.findall(r"\]\(\.\./samples/(\w+\.py)\)", (ROOT / "docs/samples.md").read_text()))
+    assert linked == {path.name for path in (ROOT / "samples").glob("*.py")} - {"demo.py"}
+
+
+def test_extras_table() -> None:
+    """The page on installing lists the extras that users may want."""
+    listed = {row[0].strip("`") for row in cells(ROOT / "docs/install.md") if len(row) == 3} - {"extra"}
+    assert listed == set(extras_of_setup()) - {"adapters", "dev", "docs", "integration"}
 
 
 def write_anew(block: Block, command: str, output: str) -> None:
@@ -179,36 +260,29 @@ def write_anew(block: Block, command: str, output: str) -> None:
     block.page.write_text(block.page.read_text().replace(before, after))
 
 
-def test_help_of_every_command_is_shown() -> None:
+def test_help_pages() -> None:
     """The page of the command line has the help of the program and of each command."""
     commands = {command for block in blocks(ROOT / "docs/cli.md") for command, _ in shown(block)}
     names = re.findall(r"^    ([a-z]+)  ", _cli.make_parser().format_help(), re.MULTILINE)
-    assert len(names) == 9
+    assert len(names) == 8
     assert commands == {"azure-imds --help", *(f"azure-imds {name} --help" for name in names)}
 
 
-def assert_extra_exists(requirement: str) -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    for extra in re.findall(r"\[(\w+)\]", requirement):
-        assert extra in setup["options.extras_require"], requirement
-
-
 @pytest.mark.parametrize("page", TRACKED, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_in_sentences_parse(page: Path) -> None:
-    """Commands in the middle of a sentence are right as well, and so are the extras to install."""
+def test_commands_in_prose(page: Path) -> None:
+    """Commands inside sentences parse too, and their extras and targets exist."""
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for command in re.findall(r"`azure-imds\s+([a-z][^`]*)`", prose):
         words = shlex.split(command)
         parsed(words if len(words) > 1 or words[0] not in ("token", "scan", "secret") else [*words, "x", "y"][:3])
     for requirement in re.findall(r"`pip install ([^`]*)`", prose):
-        assert_extra_exists(requirement)
-    for target in re.findall(r"`make ([a-z]+)`", prose):
-        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        assert_requirement(shlex.split(requirement)[-1])
+    for target in re.findall(r"`make ([a-z-]+)`", prose):
+        assert_make_target(target)
 
 
 @of("yaml")
-def test_yaml_of_pods(block: Block) -> None:
+def test_init_container(block: Block) -> None:
     """The init container of the pages is YAML, and its command is one of ours."""
     (container,) = yaml.safe_load(block.text)["initContainers"]
     assert container["command"][0] == "azure-imds"
@@ -216,7 +290,7 @@ def test_yaml_of_pods(block: Block) -> None:
 
 
 @of("ini")
-def test_unit_of_systemd(block: Block) -> None:
+def test_systemd_unit(block: Block) -> None:
     """The unit of the pages can be read, and waits with a command of ours."""
     unit = configparser.ConfigParser()
     unit.optionxform = str  # type: ignore[assignment,method-assign] # as the documentation of configparser has it
@@ -227,7 +301,7 @@ def test_unit_of_systemd(block: Block) -> None:
 
 
 @of("go")
-def test_go_is_formatted(block: Block) -> None:
+def test_go_program(block: Block) -> None:
     """The Go program of the pages is one, as gofmt sees it. The program of the same calls runs in tests/integration."""
     gofmt = shutil.which("gofmt")
     if gofmt is None:
@@ -251,7 +325,7 @@ MOVES = [(before, after) for before, after, *_ in cells(ROOT / "MIGRATING.md") i
 
 @pytest.mark.usefixtures("azure")
 @pytest.mark.parametrize("move", [move for move in MOVES if "(" in move[1]], ids=lambda move: move[0].strip("`"))
-def test_calls_to_migrate_exist(move: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrated_calls(move: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides of a move are calls that work, as far as they are Python."""
     import azure.identity.aio
     import msal
@@ -266,7 +340,10 @@ def test_calls_to_migrate_exist(move: tuple[str, str], monkeypatch: pytest.Monke
         "azure": azure,
         "azure_imds_credential": azure_imds_credential,
         "os": os,
-        **{name: getattr(azure.identity, name) for name in ("ManagedIdentityCredential", "get_bearer_token_provider")},
+        **{
+            name: getattr(azure.identity, name)
+            for name in ("DefaultAzureCredential", "ManagedIdentityCredential", "get_bearer_token_provider")
+        },
         **{name: getattr(msal, name) for name in dir(msal) if "ManagedIdentity" in name or "source" in name},
         **{name: getattr(azure_imds_credential, name) for name in azure_imds_credential.__all__},
         "credential": azure_imds_credential.ImdsCredential(),
@@ -282,14 +359,14 @@ def test_calls_to_migrate_exist(move: tuple[str, str], monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_tests_that_are_named_exist(page: Path) -> None:
+def test_named_files(page: Path) -> None:
     """A page that names a test, or a file of the project, names one that exists."""
     for path, name in re.findall(r"`((?:tests|benchmarks|samples|recordings)/[\w/.-]+)(?:::(\w+))?`", page.read_text()):
         assert (ROOT / path).exists(), path
         assert not name or re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), name
 
 
-def test_every_error_has_its_row() -> None:
+def test_error_rows() -> None:
     """Every class of error has a row that names a test; classes that do not exist have none."""
     rows = [row for row in cells(ROOT / "TROUBLESHOOTING.md") if len(row) == 5][1:]
     assert len(rows) >= 12
@@ -299,7 +376,7 @@ def test_every_error_has_its_row() -> None:
     assert all(re.match(r"`tests/\w+\.py::test_\w+`", row[4]) for row in rows)
 
 
-def test_symptoms_are_in_our_words() -> None:
+def test_symptoms() -> None:
     """What the table of troubles quotes is what the package, or the IMDS that it emulates, really says."""
     sources = "".join(path.read_text() for path in (ROOT / "azure_imds_credential").rglob("*.py"))
     said = re.sub(r'"\n\s+f?"', "", sources)  # sentences that go on in the next line
@@ -316,7 +393,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", TRACKED, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_resolve(page: Path) -> None:
+def test_links(page: Path) -> None:
     """A link to somewhere in the project leads there."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if re.match(r"https?://", target):
@@ -328,28 +405,43 @@ def test_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
-def test_benchmarks_have_their_place() -> None:
-    """The README keeps the two lines between which the benchmarks write."""
-    readme = (ROOT / "README.md").read_text()
+def test_benchmark_markers() -> None:
+    """The page of figures keeps the two lines between which the benchmarks write."""
+    page = (ROOT / "docs/benchmarks.md").read_text()
     begin, end = "<!-- benchmarks: begin", "<!-- benchmarks: end -->"
-    assert (readme.count(begin), readme.count(end)) == (1, 1)
-    assert readme.index(begin) < readme.index(end)
+    assert (page.count(begin), page.count(end)) == (1, 1)
+    assert page.index(begin) < page.index(end)
+
+
+def test_readme_length() -> None:
+    """The README is one that is read: about 600 words."""
+    assert len((ROOT / "README.md").read_text().split()) <= 650
 
 
 @pytest.mark.slow
-def test_reference_is_built_without_warnings(tmp_path: Path) -> None:
-    """`make docs`: every name of the reference is found, and every docstring is read without a warning."""
-    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
-        pytest.skip("mkdocs is not installed: `make docs` does it")
+def test_site(tmp_path: Path) -> None:
+    """`make docs` builds every page without a warning, with each error and enum member of the reference."""
+    if find_spec("material") is None or find_spec("mkdocstrings") is None:
+        pytest.skip("the extra `docs` is not installed")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     page = (tmp_path / "site/reference/index.html").read_text()
-    assert "wait_for_identity" in page
-    assert "IdentityMismatchError" in page
+    names = [
+        "wait_for_identity",
+        *azure_imds_credential.__all__,
+        *azure_imds_credential.ManagedIdentitySource.__members__,
+    ]
+    assert [name for name in names if name not in page and name != "__version__"] == []
+    headings = re.findall(r'<h[1-6] id="([^"]+)"', page)
+    assert len(headings) == len(set(headings))
+    for html in (tmp_path / "site").rglob("*.html"):
+        remote = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?(https?://[^">\s]+)', html.read_text())
+        assert remote == [], f"{html} loads from elsewhere"

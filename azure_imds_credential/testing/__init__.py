@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ._emulator.identities import SystemAssigned as SystemAssigned
     from ._emulator.identities import UserAssigned as UserAssigned
     from ._emulator.journal import Request as Request
+    from ._entra import EntraDouble as EntraDouble
+    from ._entra import FederatedCredential as FederatedCredential
     from ._recording.cassette import ReplayError as ReplayError
     from ._recording.cassette import UnsafeRecordingError as UnsafeRecordingError
     from ._recording.cassette import imds_vcr as imds_vcr
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "AzureCliEmulator": "_azure_cli.emulator",
+    "EntraDouble": "_entra",
+    "FederatedCredential": "_entra",
     "Finding": "_recording.scan",
     "ImdsEmulator": "_emulator.emulator",
     "RealTokensWarning": "_azure_cli.emulator",
@@ -42,6 +46,8 @@ _WHERE = {
 
 __all__ = [
     "AzureCliEmulator",
+    "EntraDouble",
+    "FederatedCredential",
     "Finding",
     "ImdsEmulator",
     "RealTokensWarning",

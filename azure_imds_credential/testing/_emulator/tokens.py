@@ -22,6 +22,10 @@ for _library in ("cryptography", "jwt"):  # both are loaded with the first token
         raise ModuleNotFoundError("the emulator signs tokens", name=_library)
 
 ISSUER = f"https://sts.windows.net/{TENANT_ID}/"
+# What a managed identity's token must be for so that an application may trust it. Only such a token has the issuer of
+# Entra's second version: https://github.com/AzureAD/microsoft-identity-web/issues/2551 (comment of 2024-02-08).
+EXCHANGE_RESOURCE = "api://AzureADTokenExchange"
+EXCHANGE_ISSUER = f"https://login.microsoftonline.com/{TENANT_ID}/v2.0"
 LIFETIME = 86400  # seconds; expires_on - not_before is 86700 in the captures of 2020 to 2025
 BACKDATED = 300  # seconds; not_before lies this much before the instant of issue in the same captures
 _making_the_key = threading.Lock()
@@ -80,7 +84,7 @@ def claims(identity: Identity, resource: str, issued_on: int, lifetime: int, mac
     """The claims of a managed identity token, in the order and types of the captures of 2024-08-06 and 2025-12-05."""
     common = {
         "aud": resource,
-        "iss": ISSUER,
+        "iss": EXCHANGE_ISSUER if resource == EXCHANGE_RESOURCE else ISSUER,
         "iat": issued_on - BACKDATED,
         "nbf": issued_on - BACKDATED,
         "exp": issued_on + lifetime,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ssl
+import tempfile
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trustme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from email.message import Message
 
-    import trustme
+    from typing_extensions import Self
 
 _IDLE = 30.0  # seconds after which a silent connection is dropped, so that no thread outlives its test
 
@@ -65,6 +69,44 @@ class TlsProxy:
     def url(self) -> str:
         """URL of the proxy, for HTTPS requests."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+
+class HostDouble:
+    """A host that answers on this machine, inside a `with` block: a proxy with an authority of its own.
+
+    Args:
+        host: The name of the host.
+        answer: Answers a request, on a thread of the client's connection.
+
+    Attributes:
+        proxy: URL of the proxy behind which the host is.
+        ca_file: The certificate to trust.
+    """
+
+    def __init__(self, host: str, answer: Callable[[Request], Answer]) -> None:
+        self.host = host
+        self._answer = answer
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            authority = trustme.CA()
+            self.ca_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ca.pem"
+            authority.cert_pem.write_to_path(self.ca_file)
+            self.proxy = stack.enter_context(TlsProxy(authority, [self.host], self._answer)).url
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which requests (REQUESTS_CA_BUNDLE) and aiohttp (SSL_CERT_FILE) find and trust it.
+
+        aiohttp reads its variable once, when it is imported: start the program with it.
+        """
+        trusted = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.ca_file))
+        proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), self.proxy)
+        return {**trusted, **proxies, "NO_PROXY": "", "no_proxy": ""}
 
 
 class _Server(ThreadingHTTPServer):

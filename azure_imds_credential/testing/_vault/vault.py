@@ -7,20 +7,15 @@ secret and their headers from 2022-03-25 (azure-sdk-for-python, tests/recordings
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 import uuid
-from contextlib import ExitStack
 from email.utils import formatdate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-import trustme
-
 from ..._claims import claims_of
 from .._emulator.identities import TENANT_ID
-from .tls_proxy import Answer, Request, TlsProxy
+from .tls_proxy import Answer, HostDouble, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +24,7 @@ _RESOURCE = "https://vault.azure.net"
 _CHALLENGE = f'Bearer authorization="https://login.windows.net/{TENANT_ID}", resource="{_RESOURCE}"'
 
 
-class VaultDouble:
+class VaultDouble(HostDouble):
     """A vault with secrets that anyone may read who brings a token for Key Vault.
 
     Clients reach it under its real-looking name, with certificate and challenge verified as on Azure, because it is an
@@ -53,32 +48,11 @@ class VaultDouble:
     """
 
     def __init__(self, name: str, secrets: Mapping[str, str]) -> None:
-        self.host = f"{name}.vault.azure.net"
+        super().__init__(f"{name}.vault.azure.net", self._respond)
         self.url = f"https://{self.host}"
         self.requests: list[str] = []
         self._secrets = {name: (value, uuid.uuid4().hex) for name, value in secrets.items()}
         self._created = int(time.time())
-
-    def __enter__(self) -> VaultDouble:
-        with ExitStack() as stack:
-            authority = trustme.CA()
-            self.ca_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ca.pem"
-            authority.cert_pem.write_to_path(self.ca_file)
-            self.proxy = stack.enter_context(TlsProxy(authority, [self.host], self._respond)).url
-            self._closing = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
-
-    def environment(self) -> dict[str, str]:
-        """The variables with which requests (REQUESTS_CA_BUNDLE) and aiohttp (SSL_CERT_FILE) find and trust it.
-
-        aiohttp reads its variable once, when it is imported: start the program with it.
-        """
-        trusted = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.ca_file))
-        proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), self.proxy)
-        return {**trusted, **proxies, "NO_PROXY": "", "no_proxy": ""}
 
     def _respond(self, request: Request) -> Answer:
         status, body = self._found(request)
