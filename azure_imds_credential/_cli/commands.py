@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 from .. import exceptions as e
 from .._claims import claims_of
 from .._credential import ImdsCredential
+from .._extras import extra_needed
 from .._source import ManagedIdentitySource, detect_source
+from ..serve._arguments import options_from
 from .output import (
     EXIT_CODES,
     FOUND,
@@ -169,6 +171,19 @@ def emulate(arguments: argparse.Namespace) -> Result:
             )
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
+    return Result({}, "")
+
+
+def serve(arguments: argparse.Namespace) -> Result:
+    """Answer token requests until it is interrupted."""
+    try:
+        from ..serve._program import run_serve
+    except ImportError as error:
+        raise CommandError(extra_needed("azure-imds serve", "serve")) from error
+    try:
+        run_serve(options_from(arguments), show)
+    except (ValueError, ImportError, OSError) as error:
+        raise CommandError(in_a_shell(str(error))) from error
     return Result({}, "")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .. import __version__
+from ..serve._arguments import add_arguments as add_serve_arguments
 from . import commands as c
 from .output import (
     EXIT_CODES,
@@ -85,6 +86,12 @@ def make_parser() -> _Parser:
     _add_shared_cache(secret)
 
     _add_emulate(command(c.emulate, "run an IMDS emulator until it is interrupted"))
+
+    add_serve_arguments(
+        command(c.serve, "answer every program's token requests on this machine from one cache"),
+        address=_address,
+        port=_port,
+    )
 
     scan = command(c.scan, "look for live-looking tokens and secrets in recordings")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a recording, or a folder of them")

@@ -29,7 +29,7 @@ from azure.mgmt.network import models as network_models
 from azure.mgmt.network import types as network
 from bicep_subset import compile_bicep
 
-AZURE = Path(__file__).parent.parent / "samples" / "azure"
+AZURE = Path(__file__).parent.parent.parent / "samples" / "azure"
 TEMPLATE: dict[str, Any] = json.loads((AZURE / "main.json").read_text())
 SCRIPT = (AZURE / "deploy.sh").read_text()
 
