@@ -16,9 +16,10 @@ EXTRAS_test := test
 EXTRAS_lint := lint
 EXTRAS_docs := docs
 EXTRAS_fuzz := test,fuzz
+EXTRAS_matrix := matrix
 EXTRAS_integration := test,adapters,integration
 
-.PHONY: demo test test-stress test-matrix integration fuzz docs docs-serve lint format clean
+.PHONY: demo test test-alone test-stress test-matrix integration fuzz docs docs-serve lint format clean
 .NOTPARALLEL:
 
 demo: $(VENV)/installed-demo
@@ -27,6 +28,20 @@ demo: $(VENV)/installed-demo
 # Two workers: most of the time the tests wait for something. A file stays with one of them.
 test: $(VENV)/installed-test
 	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+
+# What measures real time: the benchmarks, and the emulator under load. On a quiet machine.
+test-alone: $(VENV)/installed-test
+	$(RUN) pytest -m alone $(ARGS)
+
+# The suite RUNS times in random order beside busy loops, BUSY of them (tests/stress.py).
+RUNS ?= 20
+BUSY ?= 4
+test-stress: $(VENV)/installed-test
+	$(BIN)/python tests/stress.py --runs $(RUNS) --busy $(BUSY) $(ARGS)
+
+# On each Python of this machine (noxfile.py). ARGS goes to pytest, NOX to nox.
+test-matrix: $(VENV)/installed-matrix
+	$(RUN) nox $(NOX) -- $(ARGS)
 
 # Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go and ip.
 integration: $(VENV)/installed-integration

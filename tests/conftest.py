@@ -1,16 +1,24 @@
-"""What every test gets: no connection that is not loopback, and no environment that names another token source."""
+"""What every test gets: no connection that is not loopback, and nothing of the machine's environment."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from environment import SET, clean_environment
 
-from azure_imds_credential._source import VARIABLES
 from azure_imds_credential.testing._network import loopback_only
 
-pytest_plugins = ("colours", "leaks")
+clean_environment()  # before any fixture, of whatever scope, can start a child
+pytest_plugins = ("colours", "in_memory", "leaks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that measure real time, unless `-m` names them: what else runs then would decide them."""
+    if "alone" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("alone")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,11 +30,7 @@ def _loopback_only() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine decides what a test sees; a forgotten endpoint is a refused loopback port."""
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    for name in tuple(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:9")
+def _same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test the same environment to begin with, whatever the test before it did."""
+    for name, value in SET.items():
+        monkeypatch.setenv(name, value)

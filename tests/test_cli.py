@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from in_memory import needs_shared_memory
 
 from azure_imds_credential import (
     IdentityMismatchError,
@@ -523,7 +524,7 @@ def test_scan_says_what_it_may_not_read(
 # forget
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="nothing is shared where there is no memory-backed folder")
+@needs_shared_memory
 def test_forget_empties_the_shared_cache(
     run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -541,7 +542,7 @@ def test_forget_empties_the_shared_cache(
         assert re.fullmatch(r"[1-9]\d* shared tokens? of this user removed.\n", run("forget").out)
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="nothing is shared where there is no memory-backed folder")
+@needs_shared_memory
 @pytest.mark.parametrize(
     "argv",
     [["token", VAULT], ["whoami", "--scope", VAULT], ["secret", "VAULT_URL", "greeting"]],

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from in_memory import shared_memory_is_missing
 from packaging.requirements import Requirement
 
 import azure_imds_credential
@@ -77,7 +78,7 @@ def azure(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImdsEmulator]:
     forget_tokens()
     monkeypatch.chdir(ROOT)
     with (
-        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as shared,
+        tempfile.TemporaryDirectory(dir=None if shared_memory_is_missing() else MEMORY) as shared,
         ImdsEmulator([SystemAssigned(), APP]) as imds,
         VaultDouble("myvault", {"greeting": "hello"}) as vault,
     ):

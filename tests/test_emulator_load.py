@@ -16,7 +16,7 @@ PER_SECOND = 500
 SECONDS = 10
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_500_requests_a_second_for_10_seconds() -> None:
     """The emulator holds 500 requests a second from 50 connections for 10 s without one error."""
     with ImdsEmulator() as imds:

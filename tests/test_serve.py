@@ -25,8 +25,6 @@ from azure_imds_credential.serve._instance import BODY_LIMIT, KEPT_SECONDS, Inst
 from azure_imds_credential.serve._program import ServeOptions, check_addresses
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults, forget_tokens
 
-pytest_plugins = ("in_memory",)
-
 STORAGE = f"{TOKEN_PATH}?api-version=2018-02-01&resource=https://storage.azure.com/"
 USER = UserAssigned("app")
 

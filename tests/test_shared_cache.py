@@ -24,7 +24,6 @@ from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsUna
 from azure_imds_credential._shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults, forget_tokens
 
-pytest_plugins = ("in_memory",)
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tokens are shared on Linux only, for now")
 
 DAY = 86400.0

@@ -23,7 +23,6 @@ from azure_imds_credential._memory_files import RefusedError, open_folder
 from azure_imds_credential._shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
-pytest_plugins = ("in_memory",)
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tokens are shared on Linux only, for now")
 
 DAY = 86400.0

@@ -1,0 +1,32 @@
+"""The suite on each Python of this machine: `make test-matrix`. One session for each, named after its version.
+
+The tag "ends" is on the oldest and the newest one besides the Python that runs this; `make test-matrix
+NOX="--tags ends"` runs those.
+"""
+
+import sys
+from pathlib import Path
+
+import nox
+
+sys.path.append(str(Path(__file__).parent / "tests"))
+from interpreters import find_interpreters
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+
+DEFAULT = f"{sys.version_info.major}.{sys.version_info.minor}"
+INTERPRETERS = find_interpreters()
+OTHERS = [version for version in INTERPRETERS if version != DEFAULT]
+
+
+def tests(session: nox.Session) -> None:
+    """Install what `make test` installs, and run the tests."""
+    session.install("--quiet", "--editable", ".[test]")
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+
+
+for version, path in INTERPRETERS.items():
+    nox.session(
+        tests, python=path, name=f"tests-{version}", tags=["ends"] if version in OTHERS[:1] + OTHERS[-1:] else []
+    )

@@ -1,0 +1,65 @@
+"""Run the suite again and again, in random order, beside busy loops: `make test-stress`.
+
+A run that fails is shown with its seed, and with the command that runs the same order again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+BUSY = (
+    "import sys, threading\nthreading.Thread(target=sys.stdin.read).start()\nwhile threading.active_count() > 1: pass"
+)
+
+
+@contextlib.contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Keep this many processes busy. They end with this one, however it ends: they wait for their standard input."""
+    loops = [subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.communicate()
+
+
+def main() -> int:
+    """Run, and return the number of runs that failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="how often (default: %(default)s)")
+    parser.add_argument("--busy", type=int, default=4, help="busy loops beside it (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of the first run; the next one has the next number (default: any)")
+    options, arguments = parser.parse_known_args()
+    seed = random.randrange(1_000_000) if options.seed is None else options.seed
+    failed = 0
+    with busy_loops(options.busy):
+        for number in range(options.runs):
+            order = ["--random-order-bucket=global", f"--random-order-seed={seed + number}"]
+            command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *order, *arguments]
+            begun = time.monotonic()
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            last = re.sub("^=* | =*$", "", done.stdout.rstrip().rpartition("\n")[2])
+            load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"
+            print(
+                f"run {number + 1} of {options.runs}, seed {seed + number}: {last};"
+                f" load {load}, {time.monotonic() - begun:.0f} s in all",
+                flush=True,
+            )
+            if done.returncode:
+                failed += 1
+                print(done.stdout, f"\nThe same order again: {' '.join(command)}", sep="", flush=True)
+    print(f"{options.runs - failed} of {options.runs} runs passed beside {options.busy} busy loops.")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))
