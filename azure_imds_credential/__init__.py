@@ -1,5 +1,20 @@
 """Azure managed identity tokens from the Instance Metadata Service (IMDS), asked for once, for any Azure SDK client."""
 
+import os
+import sys
+
+# An interrupt ends the program `azure-imds` with 130, and not in a traceback, also during the imports below. Started as
+# `python -m azure_imds_credential` it is called "-m" until they are done. `_signal` is loaded in every Python; `signal`
+# and pathlib take time to import.
+_program = (getattr(sys, "argv", None) or [""])[0]
+if os.path.basename(_program) in ("azure-imds", "azure-imds.exe") or (  # noqa: PTH119
+    _program == "-m" and "azure_imds_credential" in sys.orig_argv
+):
+    import _signal  # type: ignore[import-not-found] # typeshed has the public module only
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+
 import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -86,6 +86,8 @@ def several_identities(description: str) -> bool:
 
 
 def _assign(description: str, identity: Identity) -> str:
+    if "az login" in description:  # `azure-imds emulate --from azure-cli` hands on the words of the Azure CLI
+        return "Log in where the emulator runs: `az login`. It need not be started again."
     if identity.kind == "system-assigned":
         if several_identities(description):
             return "Name one with client_id, object_id or resource_id: `az vm identity show -g GROUP -n VM` lists them."

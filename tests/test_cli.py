@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +30,7 @@ from azure_imds_credential import (
 )
 from azure_imds_credential._cli import commands, main
 from azure_imds_credential._cli.commands import Clocks
-from azure_imds_credential._cli.output import EXIT_CODES, FOUND, INTERRUPTED, OUTPUT, USAGE
+from azure_imds_credential._cli.output import EXIT_CODES, FAULT, FOUND, INTERRUPTED, OUTPUT, READER_GONE, USAGE
 from azure_imds_credential._cli.output import VAULT as VAULT_REFUSED
 from azure_imds_credential.exceptions import ImdsError
 from azure_imds_credential.testing import (
@@ -237,14 +240,14 @@ def test_exit_codes_are_told_apart() -> None:
     """Every class of error that can be raised is in the table, and no two share a code with each other or the rest."""
     classes = {cls for cls in ImdsError.__subclasses__() if cls.__module__ == ImdsError.__module__}
     assert set(EXIT_CODES) == classes
-    codes = [*EXIT_CODES.values(), 0, FOUND, USAGE, VAULT_REFUSED, OUTPUT, INTERRUPTED]
+    codes = [*EXIT_CODES.values(), 0, FOUND, USAGE, VAULT_REFUSED, OUTPUT, FAULT, INTERRUPTED, READER_GONE]
     assert len(set(codes)) == len(codes)
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "required: COMMAND"),
+        (["-v"], "required: COMMAND"),
         (["token"], "required: SCOPE"),
         (
             ["token", VAULT, "--client-id", "a", "--object-id", "b"],
@@ -254,7 +257,7 @@ def test_exit_codes_are_told_apart() -> None:
         (["token", "two scopes"], "names no resource"),
         (["whoami", "--endpoint", "localhost"], "azure-imds: --endpoint must be a base URL"),
         (["doctor", "--endpoint", "localhost"], "azure-imds: --endpoint must be a base URL"),
-        (["wait", "--timeout", "-1"], "azure-imds: --timeout must be a number of seconds above 0"),
+        (["wait", "--timeout", "-1"], "argument --timeout: must be a number of seconds above 0, got '-1'"),
         (["scan", "/no/such/recording"], "nothing to scan"),
     ],
 )
@@ -288,7 +291,7 @@ def test_interruption_is_quiet(run: Callable[..., Run], imds: ImdsEmulator, monk
 def test_hints_are_in_terms_of_the_command_line(
     run: Callable[..., Run], imds: ImdsEmulator, command: str, has: Any, named: list[str], options: list[str]
 ) -> None:
-    """Whoever typed a command is told its options, not the arguments of a constructor; as text and as JSON."""
+    """A hint names the options of the command, not the arguments of the constructor, as text and as JSON."""
     imds.remove(SYSTEM)
     for one in has:
         imds.assign(one)
@@ -341,7 +344,7 @@ class FakeClocks:
 
 def waiting(**changes: Any) -> argparse.Namespace:
     usual = dict.fromkeys(("client_id", "object_id", "resource_id", "endpoint"))
-    return argparse.Namespace(**{**usual, "scope": VAULT, "timeout": 60.0, **changes})
+    return argparse.Namespace(**{**usual, "scope": VAULT, "timeout": 60.0, "quiet": False, **changes})
 
 
 def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,10 +355,22 @@ def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pyte
     assert (result.code, result.facts["attempts"], result.facts["elapsed"]) == (0, 4, 15.0)
     assert fake.pauses == [5.0] * 3
     progress = capsys.readouterr().err.splitlines()
-    assert len(progress) == 3
-    assert progress[2].startswith("azure-imds: still waiting after 10 s: No token for https://vault.azure.net, ")
-    assert progress[2].endswith("400 invalid_request: Identity not found.")
+    assert progress == [
+        "azure-imds: waiting: IMDS is asked",
+        "azure-imds: waiting: 400 invalid_request: Identity not found",
+    ]
     imds.assert_requests(4)
+
+
+def test_wait_tells_each_change_once(imds: ImdsEmulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no terminal reads, `wait` prints a line when the reason changes, and nothing with `--quiet`."""
+    imds.script(*[faults.status(500)] * 2, *[faults.throttled()] * 2)
+    commands.wait(waiting(), FakeClocks().clocks())
+    reasons = [line.removeprefix("azure-imds: waiting: ")[:3] for line in capsys.readouterr().err.splitlines()]
+    assert reasons == ["IMD", "500", "429"]
+    imds.script(faults.status(500))
+    commands.wait(waiting(quiet=True), FakeClocks().clocks())
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("fault", [faults.status(410), faults.throttled(), faults.wireserver(), faults.status(500)])
@@ -413,9 +428,9 @@ def test_wait_gives_up(imds: ImdsEmulator) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["token", VAULT, "--timeout", "abc"], "invalid float value: 'abc'"),
+        (["token", VAULT, "--timeout", "abc"], "must be a number of seconds above 0, got 'abc'"),
         (["token"], "required: SCOPE"),
-        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["nonsense"], "there is no command 'nonsense'"),
         (["whoami", "--client", "x"], "unrecognized arguments: --client x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -459,15 +474,68 @@ def test_vault_that_is_none(run: Callable[..., Run], imds: ImdsEmulator, url: st
     imds.assert_requests(0)
 
 
-def test_forbidden_secret_names_the_role() -> None:
-    """A refusal of the vault is told with the role that is missing."""
-    from azure.core.exceptions import HttpResponseError
+class RefusingVault(VaultDouble):
+    """A vault that answers every token with one refusal."""
 
-    error = HttpResponseError("(Forbidden) Caller is not authorized\nmore")
-    error.status_code = 403
-    said = commands._vault_said(error)
-    assert said.startswith("(Forbidden) Caller is not authorized ")
-    assert "Key Vault Secrets User" in said
+    refusal: tuple[int, Any] = (403, {})
+
+    def _found(self, request: Any) -> tuple[int, dict[str, Any]]:
+        found = super()._found(request)
+        return found if found[0] == 401 else self.refusal
+
+
+def refused(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ((403, refused("Forbidden", "Caller is not authorized.")), "403 Forbidden: Caller is not authorized. Give the"),
+        ((404, refused("SecretNotFound", "there is none")), "404 SecretNotFound: there is none"),
+        ((499, refused("Odd", "no reason phrase")), "499 Odd: no reason phrase"),  # http.server knows no phrase for it
+        ((499, {"told": "otherwise"}), '499 {"told":"otherwise"}'),
+        ((400, refused("BadParameter", "the api-version '9.9' is not known")), "400 BadParameter: the api-version"),
+    ],
+    ids=["forbidden", "missing", "no-phrase", "no-error-object", "api-version"],
+)
+def test_refusal_of_the_vault_is_told(
+    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, refusal: Any, said: str
+) -> None:
+    """Status, code and message of the vault are in the error, with or without a reason phrase; a 403 names the role."""
+    with RefusingVault(f"refusing-{time.time_ns() % 10**9}", {}) as vault:
+        vault.refusal = refusal
+        for name, value in vault.environment().items():
+            monkeypatch.setenv(name, value)
+        ended = run("secret", vault.url, "greeting")
+    assert (ended.code, ended.out) == (VAULT_REFUSED, "")
+    assert ended.err.startswith(f"azure-imds: the vault answered {said}")
+    assert ("Key Vault Secrets User" in ended.err) is (refusal[0] == 403)
+
+
+def test_challenge_for_another_resource_names_the_option(
+    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose challenge does not match its name gets no token; the message names the option that allows it."""
+    vault = VaultDouble("emulated", {"greeting": "hello"})
+    vault.host = f"vault-{time.time_ns() % 10**9}.test"
+    vault.url = f"https://{vault.host}"
+    with vault:
+        for name, value in vault.environment().items():
+            monkeypatch.setenv(name, value)
+        ended = run("secret", vault.url, "greeting")
+        trusting = run("secret", vault.url, "greeting", "--no-verify-challenge-resource")
+    assert (ended.code, ended.out) == (VAULT_REFUSED, "")
+    assert "--no-verify-challenge-resource" in ended.err
+    assert (trusting.code, trusting.out) == (0, "hello\n")
+
+
+def test_api_version_is_an_option(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
+    """`secret --api-version` asks with that version; without it the client's own is used."""
+    assert run("secret", vault.url, "greeting", "--api-version", "7.0").code == 0
+    assert "api-version=7.0 -> 200" in vault.requests[-1]
+    assert run("secret", vault.url, "greeting").code == 0
+    assert "api-version=7.0" not in vault.requests[-1]
 
 
 @pytest.mark.parametrize(
@@ -484,7 +552,7 @@ def test_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     ended = run(*argv)
     assert ended.code == 2
-    assert f"azure-imds-credential[{extra}]" in ended.err
+    assert f"needs the extra [{extra}]" in ended.err
 
 
 def test_scan_tells_live_tokens(run: Callable[..., Run], imds: ImdsEmulator, tmp_path: Path) -> None:
@@ -639,15 +707,14 @@ def test_an_output_that_takes_nothing_is_told(
     assert (done.returncode, done.stderr) == (OUTPUT, said)
 
 
-def test_a_reader_that_has_gone_is_told(imds: ImdsEmulator) -> None:
-    """A pipe that nobody reads any more is such an output, too."""
+def test_a_reader_that_has_ended_is_no_error(imds: ImdsEmulator) -> None:
+    """Where the reader of a pipe has ended, as `head -1` does, the command says nothing and ends as shells have it."""
     with subprocess.Popen([*COMMAND, "whoami"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None  # communicate() would read it
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.count("\n")) == (OUTPUT, 1)
-    assert said.startswith("azure-imds: standard output cannot be written: ")
+    assert (process.returncode, said) == (READER_GONE, "")
 
 
 def test_logs_of_libraries_are_not_mixed_into_the_messages(imds: ImdsEmulator) -> None:
@@ -677,20 +744,25 @@ def test_logs_of_libraries_are_not_mixed_into_the_messages(imds: ImdsEmulator) -
 def test_emulate_makes_the_machine(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, argv: Any, has: Any
 ) -> None:
-    """`emulate` is `run_emulator`: the options name the identities, and one line says where it is."""
+    """`emulate` is `run_emulator`: the options name the identities. It tells them, where it is and how to end it."""
     made: list[Any] = []
 
-    def run_emulator(identities: Any, *, say: Callable[[str], None], **options: Any) -> None:
+    def run_emulator(identities: Any, *, started: Callable[[Any], None], **options: Any) -> None:
         with ImdsEmulator(
             identities, **{name: options[name] for name in ("host", "port", "profile", "throttle")}
         ) as imds:
-            say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={imds.endpoint}")
+            started(imds)
             made.extend(imds.identities)
 
     monkeypatch.setattr("azure_imds_credential.testing._run_emulator.run_emulator", run_emulator)
     ended = run("emulate", *argv)
-    assert (ended.code, ended.err, made) == (0, "", has)
-    assert re.fullmatch(r"AZURE_POD_IDENTITY_AUTHORITY_HOST=http://127\.0\.0\.1:\d+\n", ended.out)
+    assert (ended.code, made) == (0, has)
+    assert re.fullmatch(r"export AZURE_POD_IDENTITY_AUTHORITY_HOST=http://127\.0\.0\.1:\d+\n", ended.out)
+    assert ended.out.strip() in ended.err
+    assert "Ctrl+C ends it" in ended.err
+    assert [one.client_id for one in has if one.client_id not in ended.err] == []
+    assert ("the machine has no identity" in ended.err) is (has == [])
+    assert run("emulate", *argv, "--quiet").err == ""
 
 
 @pytest.mark.parametrize(
@@ -704,7 +776,11 @@ def test_emulate_makes_the_machine(
         (["--port=-1"], "--port: must be a number from 0 to 65535"),
         (["--port", "x"], "--port: must be a number from 0 to 65535"),
         (["--from", "azure-cli", "--host", "192.0.2.1"], "192.0.2.1"),
-        (["--host", "192.0.2.1"], "Errno"),  # an address that this machine does not have
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1: "),  # an address that this machine does not have
+        (["--from", "azure-cli", "--throttle"], "--throttle has no effect with --from azure-cli"),
+        (["--from", "azure-cli", "--profile", "aks"], "--profile has no effect with --from azure-cli"),
+        (["--from", "azure-cli", "--user-assigned", "a"], "--user-assigned has no effect with --from azure-cli"),
+        (["--from", "azure-cli", "--bridge", "b", "--host", "127.0.0.2"], "--bridge cannot be combined with --host"),
     ],
 )
 def test_emulate_refuses(run: Callable[..., Run], argv: list[str], said: str) -> None:
@@ -715,30 +791,95 @@ def test_emulate_refuses(run: Callable[..., Run], argv: list[str], said: str) ->
     assert "Traceback" not in ended.err
 
 
-def test_emulate_warns_of_real_tokens_in_a_sentence() -> None:
-    """`emulate --from azure-cli` says what it hands out in a sentence, also where warnings are errors."""
-    command = [*COMMAND, "emulate", "--from", "azure-cli"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline().startswith("AZURE_POD_IDENTITY_AUTHORITY_HOST=")
-        finally:
-            process.terminate()
-            _, said = process.communicate(timeout=30)
-    assert said.count("\n") == 1
-    assert said.startswith("azure-imds: REAL access tokens of whoever is logged in to the Azure CLI are handed out on ")
-    assert process.returncode == 0
+def test_emulate_names_who_has_the_port(run: Callable[..., Run]) -> None:
+    """A port that is taken is told with the program that listens there, where that is known, and how to go on."""
+    with ImdsEmulator() as taken:
+        port = taken.port
+        ended = run("emulate", "--port", str(port))
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert f"port {port} of 127.0.0.1 is taken: " in ended.err
+    assert "--port, or 0 for a free one" in ended.err
+    if Path("/proc/net/tcp").exists():
+        assert f"(process {os.getpid()})" in ended.err
 
 
-def test_emulate_as_a_process() -> None:
-    """`azure-imds emulate --json` tells where it is, answers, and ends well when it is asked to."""
-    command = [sys.executable, "-m", "azure_imds_credential", "emulate", "--json", "--user-assigned", "app"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            endpoint = json.loads(process.stdout.readline())["AZURE_POD_IDENTITY_AUTHORITY_HOST"]
-            assert main(["whoami", "--endpoint", endpoint, "--client-id", USER.client_id]) == 0
-        finally:
-            process.terminate()
-            _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (0, "")
+@pytest.fixture
+def emulating(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """Start `azure-imds emulate` and return the process and the first line of its standard output."""
+    with ExitStack() as stack:
+
+        def start(*argv: str, environ: dict[str, str] | None = None) -> tuple[subprocess.Popen[str], str]:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*COMMAND, "emulate", *argv],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, **(environ or {})},
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            return process, process.stdout.readline()
+
+        yield start
+
+
+def ended_by(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def az_that_says(tmp_path: Path, script: str) -> dict[str, str]:
+    """The environment in which `az` is a shell script."""
+    az = tmp_path / "az"
+    az.write_text(f"#!/bin/sh\n{script}\n")
+    az.chmod(0o755)
+    return {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_emulate_warns_of_real_tokens_and_of_a_missing_login(emulating: Any, tmp_path: Path) -> None:
+    """`emulate --from azure-cli` says at the start that there is no login, and clients are told to log in."""
+    environ = az_that_says(tmp_path, "echo \"ERROR: Please run 'az login' to setup account.\" >&2; exit 1")
+    process, line = emulating("--from", "azure-cli", environ=environ)
+    endpoint = line.strip().partition("=")[2]
+    deadline = time.monotonic() + 60
+    said = [process.stderr.readline() for _ in range(4)]
+    assert said[0].startswith("azure-imds: REAL access tokens of ")
+    assert "there are no tokens yet: az ended with 1: ERROR: Please run 'az login' to setup account" in said[2]
+    assert "`az login`" in said[2]
+    asked = subprocess.run(
+        [*COMMAND, "whoami", "--endpoint", endpoint], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert time.monotonic() < deadline
+    assert asked.returncode == EXIT_CODES[IdentityUnavailableError]
+    assert "Please run 'az login'" in asked.stderr
+    assert "az vm identity assign" not in asked.stderr
+    assert ended_by(process, signal.SIGTERM)[0] == 0
+
+
+def test_emulate_says_nothing_of_a_login_that_is_there(emulating: Any, tmp_path: Path) -> None:
+    """With a login `emulate --from azure-cli` warns of the tokens and says where it is, and nothing else."""
+    process, line = emulating(
+        "--from",
+        "azure-cli",
+        environ=az_that_says(tmp_path, """echo '{"accessToken": "x", "expires_on": 9999999999}'"""),
+    )
+    said = [process.stderr.readline() for _ in range(3)]
+    assert line.startswith("export ")
+    assert "no tokens" not in "".join(said)
+    assert said[2] == f"azure-imds: in the shell of a program: {line}"
+    assert ended_by(process, signal.SIGINT) == (0, "")
+
+
+def test_emulate_logs_each_request(emulating: Any) -> None:
+    """`emulate` tells where it is as JSON, logs each request with what became of it, and ends well when asked to."""
+    process, line = emulating("--json", "--user-assigned", "app")
+    endpoint = json.loads(line)["AZURE_POD_IDENTITY_AUTHORITY_HOST"]
+    assert main(["whoami", "--endpoint", endpoint, "--client-id", USER.client_id]) == 0
+    assert main(["whoami", "--endpoint", endpoint, "--client-id", NOBODY]) == EXIT_CODES[IdentityUnavailableError]
+    said = [process.stderr.readline() for _ in range(5)]
+    assert [line.split("->")[-1].strip() for line in said[-2:]] == ["200", "400"]
+    assert f"client_id={USER.client_id}" in said[-2]
+    assert ended_by(process, signal.SIGTERM) == (0, "")

@@ -58,7 +58,7 @@ def aged(imds: ImdsEmulator) -> None:
     imds.advance(20 * 3600)
 
 
-SOMEBODY_ELSE = faults.members(client_id="99999999-9999-9999-9999-999999999999")
+OTHER_IDENTITY = faults.members(client_id="99999999-9999-9999-9999-999999999999")
 ALWAYS = 3  # as often as the doctor asks
 
 MACHINES = [
@@ -92,14 +92,14 @@ MACHINES = [
         arguments={"client_id": "99999999-9999-9999-9999-999999999999"},
     ),
     Machine(
-        "an answer for somebody else",
+        "an answer for another identity",
         "identity",
         "problem",
-        "for somebody else",
+        "for another identity or resource",
         "name the one you mean",
         identities=(USER,),
         arguments={"client_id": USER.client_id},
-        faults=(SOMEBODY_ELSE,),
+        faults=(OTHER_IDENTITY,),
     ),
     Machine(
         "an answer for another resource",

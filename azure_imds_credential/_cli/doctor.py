@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from .._credential import ImdsCredential
 from .._hints import several_identities
 from .._whoami import IdentityInfo
-from .machine import Finding, Place, Surroundings, other_source, signs
+from ..serve import SERVE_HEADER
+from .machine import Finding, Level, Place, Surroundings, other_source, signs
 from .output import in_a_shell
+from .text import Terminal, escaped, hanging
 
 SKEW_SECONDS = 300  # from here on services refuse what a clock says; Entra and Kerberos both allow five minutes
 OLD_TOKEN_SECONDS = 3600  # an older token may not show an hour-old change
@@ -23,6 +26,7 @@ _NOT_THE_USUAL_ADDRESS = (
     f"Look who listens there. It is not the address of IMDS, {DEFAULT_ENDPOINT}, which is asked when neither "
     f"--endpoint nor {ENDPOINT_VARIABLE} names another."
 )
+_STYLES: dict[Level, str] = {"ok": "good", "note": "warning", "problem": "bad"}
 _RETRIES = 2  # enough to tell a hiccup from a standing fault, without the patience of a program
 
 
@@ -33,29 +37,42 @@ class Report(NamedTuple):
     identity: IdentityInfo | None = None
     error: e.ImdsError | None = None
 
-    def __str__(self) -> str:
+    def text(self, terminal: Terminal) -> str:
+        """Return the findings for people, what to do below each that is not as usual."""
         lines = []
         for finding in self.findings:
-            lines.append(f"{finding.level:8} {finding.check:12} {finding.says}")
+            told = hanging(f"{finding.level:8} {finding.check:12} ", escaped(finding.says), terminal.width)
+            lines.append(told.replace(finding.level, terminal.paint(finding.level, _STYLES[finding.level]), 1))
             if finding.level != "ok":
-                lines.append(f"{'':21} -> {finding.next}")
-        lines.append("The identity can be used." if self.error is None else "The identity cannot be used.")
+                lines.append(hanging(f"{'':21} -> ", escaped(finding.next), terminal.width))
+        verdict = (
+            ("The identity can be used.", "good") if self.error is None else ("The identity cannot be used.", "bad")
+        )
+        lines.append(terminal.paint(*verdict))
         return "\n".join(lines)
 
 
 @dataclass
 class _Answers:
-    """What the answers to one question looked like, noted by a hook of the pipeline."""
+    """What the answers to one question looked like, noted by hooks of the pipeline."""
 
     wall_clock: Callable[[], float]
     statuses: list[int] = field(default_factory=list)
     server: str = ""
+    between: str | None = None  # what stands between this program and IMDS
     skew: float | None = None  # seconds by which our clock is ahead
+    seconds: float = 0.0  # that the last request took
+    _sent: float = 0.0
+
+    def note_request(self, _request: Any) -> None:
+        self._sent = time.monotonic()
 
     def note(self, response: Any) -> None:
+        self.seconds = time.monotonic() - self._sent
         headers = response.http_response.headers
         self.statuses.append(response.http_response.status_code)
         self.server = excerpt(headers.get("Server") or "")
+        self.between = _between(headers, self.server)
         try:
             self.skew = self.wall_clock() - parsedate_to_datetime(headers.get("Date") or "").timestamp()
         except (TypeError, ValueError, OverflowError, IndexError):
@@ -83,16 +100,18 @@ def examine(
     identity, error = None, None
     try:
         # With a hook the credential has a cache of its own: IMDS is asked, whatever this process holds.
-        credential = ImdsCredential(**asked, retry_total=_RETRIES, raw_response_hook=answers.note)
+        credential = ImdsCredential(
+            **asked, retry_total=_RETRIES, raw_request_hook=answers.note_request, raw_response_hook=answers.note
+        )
         identity = credential.whoami(scope)
     except e.ImdsError as raised:
         error = raised
-    findings += [_reachable(answers, error, around), *_clock(answers), *_calm(answers, error)]
+    findings += [_reachable(answers, error, around), *_way(answers), *_clock(answers), *_calm(answers, error)]
     if error is not None and not isinstance(error, e.ImdsUnavailableError):
         findings.append(_unusable(error))
     if identity is not None:
         named = any(asked.get(name) for name in ("client_id", "object_id", "resource_id"))
-        findings += [*_usable(identity, named=named), _age(identity, around.wall_clock())]
+        findings += [*_usable(identity, named=named), _cost(answers), _age(identity, around.wall_clock())]
     return Report(tuple(findings), identity, error)
 
 
@@ -130,6 +149,44 @@ def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surrounding
         "Find out what has that address: `ip route get 169.254.169.254`. Off Azure use another credential."
         if error.endpoint == DEFAULT_ENDPOINT
         else _NOT_THE_USUAL_ADDRESS,
+    )
+
+
+def _between(headers: Mapping[str, str], server: str) -> str | None:
+    """Return what an answer shows of a program that passed it on; None if nothing."""
+    if SERVE_HEADER in headers:
+        return f"`azure-imds serve` {excerpt(headers[SERVE_HEADER])}"
+    # The Guest Proxy Agent adds this header to what it forwards (Azure/GuestProxyAgent, proxy_server.rs).
+    if "x-ms-azure-host-authorization" in headers:
+        return "the Guest Proxy Agent of Metadata Security Protocol"
+    # https://github.com/Azure/azure-workload-identity/tree/main/pkg/proxy
+    if server.startswith("azure-workload-identity/proxy"):
+        return f"the proxy sidecar of workload identity ({server})"
+    if server.lower().startswith("floci"):
+        return f"an emulator of Azure ({server})"
+    if server and not server.startswith(("IMDS/", "Microsoft-IIS")):
+        return f"a program that calls itself {server}"
+    return None
+
+
+def _way(answers: _Answers) -> Iterator[Finding]:
+    """Say what stands in between."""
+    if answers.between is None:
+        return
+    yield Finding(
+        "in between",
+        "note",
+        f"The answer came by way of {answers.between}.",
+        "Nothing if it is meant to be there. Its own log tells more of what it asked IMDS.",
+    )
+
+
+def _cost(answers: _Answers) -> Finding:
+    return Finding(
+        "cost",
+        "ok",
+        f"The request for the token took {answers.seconds * 1000:.0f} ms. A process pays that once per token, not per "
+        "call.",
     )
 
 
@@ -171,10 +228,10 @@ def _calm(answers: _Answers, error: e.ImdsError | None) -> Iterator[Finding]:
         yield Finding(
             "throttling",
             "problem" if isinstance(error, e.ImdsThrottledError) else "note",
-            f"{refused} of {len(answers.statuses)} requests got 429: somebody asks more than 20 times a second, or "
+            f"{refused} of {len(answers.statuses)} requests got 429: some program asks more than 20 times a second, or "
             "more than 5 at once.",
-            "Find out who (`ss -tnp dst 169.254.169.254`), and share tokens: one process-wide cache, shared_cache=True "
-            "between processes.",
+            "Find out which (`ss -tnp dst 169.254.169.254`), and share tokens: one cache per process, shared_cache=True"
+            " between processes.",
         )
     elif error is None:
         yield Finding("throttling", "ok", "No 429.")
@@ -191,7 +248,7 @@ def _calm(answers: _Answers, error: e.ImdsError | None) -> Iterator[Finding]:
 def _unusable(error: e.ImdsError) -> Finding:
     meaning = {
         e.IdentityUnavailableError: "IMDS has no identity for this request",
-        e.IdentityMismatchError: "IMDS answered for somebody else",
+        e.IdentityMismatchError: "IMDS answered for another identity or resource",
         e.ImdsRequestError: "IMDS or Entra refused the request itself",
         e.ImdsThrottledError: "IMDS is asked too much",
         e.ImdsServiceError: "IMDS is here, but ill",

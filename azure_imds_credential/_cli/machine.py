@@ -13,13 +13,31 @@ from typing import Literal, NamedTuple
 
 from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from .._hints import plainly_not_azure
-from .._source import ManagedIdentitySource, source_and_evidence
+from .._source import VARIABLES, ManagedIdentitySource, source_and_evidence
+
+# https://learn.microsoft.com/azure/storage/common/storage-use-azcopy-authorize-managed-identity and
+# https://registry.terraform.io/providers/hashicorp/azurerm/latest/docs/guides/managed_service_identity
+_OTHER_PROGRAMS = {
+    "AZCOPY_MSI_CLIENT_ID": "AzCopy",
+    "AZCOPY_MSI_RESOURCE_STRING": "AzCopy",
+    "ARM_CLIENT_ID": "Terraform",
+    "ARM_MSI_ENDPOINT": "Terraform",
+}
 
 Level = Literal["ok", "note", "problem"]
 
 # The asset tag of every Azure VM's chassis, as cloud-init's Azure data source looks for it.
 # https://cloudinit.readthedocs.io/en/latest/reference/datasources/azure.html
 _AZURE_ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"
+_PROXY_VARIABLES = ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+# All that is looked at here, in capitals.
+KNOWN_VARIABLES = frozenset(
+    {
+        *VARIABLES, *_PROXY_VARIABLES, *_OTHER_PROGRAMS, ENDPOINT_VARIABLE, "HTTPS_PROXY", "KUBERNETES_SERVICE_HOST",
+        "WSL_DISTRO_NAME", "AZURE_TOKEN_CREDENTIALS", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET",
+        "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_PASSWORD", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_AUTHORITY_HOST",
+    }
+)  # fmt: skip
 _LINK_LOCAL = "169.254.169.254"
 _SOURCE_VARIABLES = ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT",
                      "MSI_ENDPOINT", "MSI_SECRET")  # fmt: skip
@@ -39,6 +57,16 @@ class Finding(NamedTuple):
     level: Level
     says: str
     next: str = "Nothing to do."
+
+
+# What shows a container, most telling first: files, or parts of a control group's path.
+_CONTAINERS = (
+    ("Kubernetes", ("kubepods",)),
+    ("Podman", ("/run/.containerenv", "libpod")),
+    ("Docker", ("/.dockerenv", "/docker/", "docker-")),
+    ("containerd", ("containerd",)),
+    ("LXC", ("/lxc/", "lxc.payload")),
+)
 
 
 class Place(Enum):
@@ -78,10 +106,22 @@ class Surroundings:
     exists: Callable[[str], bool] = os.path.exists
     wall_clock: Callable[[], float] = time.time
 
+    def container(self) -> str | None:
+        """Return the kind of container this looks like; None if it is none.
+
+        The files are those that the programs leave in each container. Control groups name the container where their
+        namespace is the host's (version 1, and version 2 without a namespace of its own), cgroups(7).
+        """
+        groups = f"{self.read('/proc/self/cgroup')}\n{self.read('/proc/1/cgroup')}"
+        for kind, evidence in _CONTAINERS:
+            if any(self.exists(each) if each.startswith("/") else each in groups for each in evidence):
+                return kind
+        return self.read("/run/systemd/container") or None  # https://systemd.io/CONTAINER_INTERFACE
+
     def place(self) -> Place:
-        """Say what kind of machine this looks like."""
+        """Return what kind of machine this looks like."""
         kernel = self.read("/proc/sys/kernel/osrelease").lower()
-        container = self.exists("/.dockerenv") or self.exists("/run/.containerenv")
+        container = self.container() is not None
         if "KUBERNETES_SERVICE_HOST" in self.environ:
             return Place.POD
         if container and ("linuxkit" in kernel or "microsoft" in kernel):
@@ -107,13 +147,57 @@ def signs(around: Surroundings, endpoint: str | None) -> Iterator[Finding]:
     yield _endpoint(around, endpoint)
     yield _place(around)
     yield from _proxies(around)
-    if "AZURE_CLIENT_ID" in around.environ:
+    yield from _other_readers(around)
+
+
+def _other_readers(around: Surroundings) -> Iterator[Finding]:
+    """Say where other SDKs are led by variables that this package does not read. Their values may be secret.
+
+    DefaultAzureCredential tries them in this order:
+    https://learn.microsoft.com/azure/developer/python/sdk/authentication/credential-chains#defaultazurecredential-overview
+    """
+    environ = {name for name, value in around.environ.items() if value}
+    principal = {"AZURE_TENANT_ID", "AZURE_CLIENT_ID"} <= environ
+    secret = environ & {"AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_PASSWORD"}
+    if "AZURE_TOKEN_CREDENTIALS" in environ:
+        yield Finding(
+            "other SDKs",
+            "note",
+            f"AZURE_TOKEN_CREDENTIALS={around.environ['AZURE_TOKEN_CREDENTIALS']} says which credentials "
+            "DefaultAzureCredential tries. This package does not read it.",
+            "Nothing, unless a program with DefaultAzureCredential gets another identity than you expect.",
+        )
+    if principal and secret:
+        yield Finding(
+            "other SDKs",
+            "note",
+            f"AZURE_CLIENT_ID, AZURE_TENANT_ID, {', '.join(sorted(secret))} are set: DefaultAzureCredential gets "
+            "tokens of that service principal, and does not ask IMDS. This package does.",
+            "Unset them if both are to speak for the same identity.",
+        )
+    elif principal and "AZURE_FEDERATED_TOKEN_FILE" in environ:
+        yield Finding(
+            "other SDKs",
+            "note",
+            "AZURE_CLIENT_ID, AZURE_TENANT_ID, AZURE_FEDERATED_TOKEN_FILE are set: DefaultAzureCredential gets tokens "
+            "of workload identity, and does not ask IMDS. This package does.",
+            "Use azure.identity.WorkloadIdentityCredential if that identity is the one you mean.",
+        )
+    elif "AZURE_CLIENT_ID" in around.environ:
         yield Finding(
             "identity",
             "note",
             "AZURE_CLIENT_ID is set. DefaultAzureCredential reads it; this package does not.",
             "If it names a user-assigned identity, pass it on: client_id=os.environ['AZURE_CLIENT_ID'].",
         )
+    for variable, program in _OTHER_PROGRAMS.items():
+        if variable in environ:
+            yield Finding(
+                "other SDKs",
+                "note",
+                f"{variable} is set. {program} reads it; this package does not.",
+                "Nothing, unless that program gets another identity than you expect.",
+            )
 
 
 def other_source(around: Surroundings) -> Finding | None:
@@ -160,8 +244,8 @@ def _endpoint(around: Surroundings, endpoint: str | None) -> Finding:
 
 
 def _place(around: Surroundings) -> Finding:
-    place = around.place()
-    says = f"This looks like {place.value}."
+    place, container = around.place(), around.container()
+    says = f"This looks like {place.value}{f' ({container})' if container else ''}."
     if place is Place.AZURE_VM:
         return Finding("machine", "ok", says)
     if place is Place.POD:
@@ -203,3 +287,23 @@ def _proxies(around: Surroundings) -> Iterator[Finding]:
         f"{', '.join(sorted(proxies))} is set. Requests to IMDS bypass it here; those of other tools may not.",
         f"Add {_LINK_LOCAL} to NO_PROXY.",
     )
+
+
+def listener_of(port: int) -> str | None:
+    """Return the program that listens on a TCP port of this machine; None where that is not known (Linux only).
+
+    /proc/net/tcp has a line per socket: the local address as hex, the state (0A: LISTEN) and the inode, proc(5).
+    """
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _read(table).splitlines()[1:]:
+            words = line.split()
+            if len(words) > 9 and words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{words[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(str(each.readlink()) in inodes for each in (process / "fd").iterdir()):
+                return f"{_read(f'{process}/comm') or 'a program'} (process {process.name}) listens on it"
+        except OSError:  # it has ended, or belongs to another user
+            continue
+    return None

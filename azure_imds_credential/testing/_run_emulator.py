@@ -27,6 +27,8 @@ def run_emulator(
     source: Literal["azure-cli"] | None = None,
     bridge: str | None = None,
     say: Callable[[str], None] = print,
+    started: Callable[[AzureCliEmulator | ImdsEmulator], None] | None = None,
+    log: Callable[[str], None] | None = None,
     until: threading.Event | None = None,
 ) -> None:
     """Runs an emulator until it is interrupted (Ctrl+C, SIGTERM).
@@ -41,6 +43,8 @@ def run_emulator(
             profile and throttle without meaning. Warns (`RealTokensWarning`).
         bridge: With "azure-cli": listen on this bridge of the machine, for example docker0.
         say: Gets one line when the emulator answers: the environment variable that leads clients to it.
+        started: Gets the emulator when it answers.
+        log: Gets a line for each request, within half a second.
         until: Ends it as well.
 
     Raises:
@@ -57,8 +61,15 @@ def run_emulator(
     until = until or threading.Event()
     with _interruptions() as interruptions, emulator:
         say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={emulator.endpoint}")
+        if started is not None:
+            started(emulator)
+        logged = 0
         while not interruptions and not until.wait(0.5):  # a wait without end cannot be interrupted on Windows
-            pass
+            came = emulator.requests[logged:]
+            logged += len(came)
+            if log is not None:
+                for request in came:
+                    log(str(request))
 
 
 @contextmanager
