@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
-from . import crowd, forked, memory, pictures, refresh, startup, warm
+from . import crowd, forked, memory, pictures, refresh, serve, startup, warm
 from .emulator import EmulatorProcess
 from .report import Row, as_json, caption, machine, markdown, table, versions
 
@@ -25,6 +25,7 @@ MEASURES = {
     "refresh": refresh.measure,
     "forked": forked.measure,
     "memory": memory.measure,
+    "serve": serve.measure,
 }
 
 

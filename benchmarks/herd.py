@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHARED = f"{OURS}, shared_cache=True"
 WAYS = (SHARED, OURS, IDENTITY, MSAL)
+Front = Callable[[str], AbstractContextManager[tuple[str, int]]]  # from IMDS's URL to its own, and its process ID
 LATENCY = 0.02  # seconds for an answer
 
 # What a process does before the start is given: everything that it would import, so that the herd is as dense as two
@@ -76,13 +77,21 @@ class Outcome(NamedTuple):
         }
 
 
-def herd(emulator: EmulatorProcess, way: str, count: int) -> Outcome:
-    """Start processes, let them go together, and see."""
+def herd(emulator: EmulatorProcess, way: str, count: int, *, front: Front | None = None) -> Outcome:
+    """Start processes, let them go together, and see.
+
+    Args:
+        emulator: Where machines are made.
+        way: How a process asks.
+        count: How many processes.
+        front: Puts something before IMDS that the processes ask instead.
+    """
     machine = emulator.Machine(True, LATENCY)  # type: ignore[attr-defined] # registered
     get = _GET.get(way, f"got = bool(credential.get_token('{RESOURCE}/.default').token)")
     code = _CHILD.format(prepare=_PREPARE[way], get=get)
-    with own_memory() as memory:
-        env = {**environment(machine.endpoint()), "XDG_RUNTIME_DIR": memory}
+    with own_memory() as memory, ExitStack() as before:
+        asked = machine.endpoint() if front is None else before.enter_context(front(machine.endpoint()))[0]
+        env = {**environment(asked), "XDG_RUNTIME_DIR": memory}
         running = [
             subprocess.Popen(
                 [sys.executable, "-c", code],

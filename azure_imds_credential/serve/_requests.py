@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -137,6 +138,7 @@ def split_target(target: str) -> tuple[str, str]:
     return (path[1:] if path.startswith("//") else path), query
 
 
+@lru_cache(1024)  # programs ask the same question again and again; a query has at most 8,190 bytes
 def token_query(query: str) -> TokenQuery | Answer:
     """Read the query of a request for a token, or return the refusal. Words of IMDS where they are known."""
     try:
