@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 NOT_FOUND = -1
-_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+_TABLES = ("/proc/self/net/tcp", "/proc/self/net/tcp6")  # there with systemd's ProcSubset=pid too
 
 
 def peer_uid(peername: tuple[str, int], sockname: tuple[str, int], tables: tuple[str, ...] = _TABLES) -> int:
