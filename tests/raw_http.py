@@ -54,14 +54,14 @@ def exchange(
     method: str = "GET",
     timeout: float = 10.0,
 ) -> Raw:
-    """Sends one request and reads until the connection ends. `Metadata: true` unless headers say otherwise."""
-    lines = {"Host": "169.254.169.254", "Metadata": "true", "Connection": "close"} if headers is None else headers
+    """Send one request and read until the connection ends. `Metadata: true` unless headers say otherwise."""
+    lines = {"Host": "169.254.169.254", **({"Metadata": "true", "Connection": "close"} if headers is None else headers)}
     text = "\r\n".join((f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in lines.items()), "", ""))
     return send(endpoint, text.encode("latin-1"), timeout)
 
 
 def send(endpoint: str, data: bytes, timeout: float = 10.0) -> Raw:
-    """Sends bytes and reads until the connection ends."""
+    """Send bytes and read until the connection ends."""
     place = urlsplit(endpoint)
     with socket.create_connection((place.hostname, place.port), timeout) as connection:
         connection.sendall(data)

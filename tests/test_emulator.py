@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -190,7 +189,7 @@ def test_five_at_once_of_its_own_category() -> None:
 
 def test_refused_requests_take_no_place() -> None:
     """Refused requests, whose answers take time as well, are none of the five: these leave, and there is a place."""
-    request = f"GET {TOKEN_TARGET} HTTP/1.1\r\nMetadata: true\r\n\r\n".encode()
+    request = f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\n\r\n".encode()
     with ImdsEmulator(throttle=True, latency=60, clock=lambda: NOON) as imds, ExitStack() as connections:
 
         def fate() -> tuple[socket.socket, str]:
@@ -205,10 +204,25 @@ def test_refused_requests_take_no_place() -> None:
         assert [fate()[1] for _ in range(6)] == ["429 (throttled)"] * 6
         for connection, _ in first:
             connection.close()
-        deadline = time.monotonic() + 10
-        while (told := fate()[1]) != "200" and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert told == "200"
+        assert fate()[1] == "200"
+
+
+def test_over_before_known() -> None:
+    """A request counts as over before its client has the last byte of the answer: five at once, again and again."""
+    most = 0
+
+    def answered(reply: faults.Reply) -> faults.Steps:
+        nonlocal most
+        most = max(most, imds._imds.in_flight)
+        yield 0.0
+        yield reply.encode()
+
+    with ImdsEmulator() as imds, ThreadPoolExecutor(5) as threads:
+        imds.script(answered, seconds=math.inf)
+        answers = list(threads.map(lambda _: (exchange(imds.endpoint).status, imds._imds.in_flight), range(200)))
+    assert {status for status, _ in answers} == {200}
+    assert most <= 5
+    assert max(in_flight for _, in_flight in answers) <= 4  # whose own request is over sees those of the others
 
 
 def test_no_limits_unless_asked(imds: ImdsEmulator) -> None:
@@ -260,6 +274,40 @@ def test_a_failed_count_shows_all_requests(imds: ImdsEmulator) -> None:
     assert lines[2].endswith("&client_id=abc (no Metadata header) -> 400")
 
 
+def test_only_the_newest_are_kept() -> None:
+    """With `keep` an emulator remembers so many requests and tokens, and goes on handing out the token it kept last."""
+    with ImdsEmulator(keep=3) as imds:
+        tokens = [ask(imds, resource=f"https://{number}.example")["access_token"] for number in range(5)]
+        assert imds.tokens == tokens[2:]
+        assert [request.param("resource") for request in imds.requests] == [f"https://{n}.example" for n in (2, 3, 4)]
+        assert ask(imds, resource="https://4.example")["access_token"] == tokens[4]
+        assert ask(imds, resource="https://0.example")["access_token"] not in tokens
+
+
+def _claims(imds: ImdsEmulator, resource: str) -> dict[str, Any]:
+    return jwt.decode(ask(imds, resource=resource)["access_token"], options={"verify_signature": False})
+
+
+def test_changed_claims() -> None:
+    """`claims` replaces, adds and (None) leaves out claims, for all tokens or by resource."""
+    changes = {"xms_mirid": None, "roles": ["Reader"], "appidacr": "1"}
+    with ImdsEmulator(claims=changes) as imds:
+        changed = _claims(imds, "https://vault.azure.net")
+        assert "xms_mirid" not in changed
+        assert (changed["roles"], changed["appidacr"]) == (["Reader"], "1")
+        assert jwt.decode(imds.issue_token("api://app"), options={"verify_signature": False})["roles"] == ["Reader"]
+    with ImdsEmulator(claims=lambda resource: changes if "storage" in resource else {}) as imds:
+        assert "xms_mirid" in _claims(imds, "https://vault.azure.net")
+        assert "xms_mirid" not in _claims(imds, "https://storage.azure.com")
+
+
+@pytest.mark.parametrize("claims", ["xms_mirid", ["xms_mirid"], 1])
+def test_claims_that_are_no_mapping(claims: Any) -> None:
+    """What is no mapping and no function is refused by name."""
+    with pytest.raises(TypeError, match="claims must be a mapping or a function of the resource, got"):
+        ImdsEmulator(claims=claims)
+
+
 def test_counting_requests(imds: ImdsEmulator) -> None:
     """`assert_requests` counts all requests, or those whose query has the given values, and gives them back."""
     imds.assert_requests(0)
@@ -299,7 +347,7 @@ def test_close_frees_the_port_and_cuts_connections() -> None:
     imds = ImdsEmulator().start()
     port = imds.port
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\nMetadata: true\r\n\r\n".encode())
+        connection.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\n\r\n".encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
         imds.close()
         assert connection.recv(1) == b""
@@ -352,7 +400,7 @@ def test_mistakes_of_the_tester_are_said_to_the_tester(
 @pytest.mark.parametrize("name", [name for name in faults.__all__ if name.islower()])
 def test_each_fault_of_the_kit_is_taken_once_it_is_made(name: str) -> None:
     """Those that are faults are taken as they are, those that make faults say that they want to be called."""
-    as_it_is = name in ("chunked", "gzipped", "hang", "ok")
+    as_it_is = name in ("chunked", "forwarded_by_proxy_agent", "gzipped", "hang", "ok")
     with ImdsEmulator() as imds, nullcontext() if as_it_is else pytest.raises(TypeError, match=name):
         imds.script(getattr(faults, name))
 
@@ -401,6 +449,9 @@ NUMBERS: list[tuple[Callable[[ImdsEmulator, Any], object], str, tuple[object, ..
     (lambda _, x: faults.slow(x), "seconds must be a number of seconds from 0", NO_TIMES),
     (lambda _, x: faults.drip(x), "interval must be a number of seconds from 0", NO_TIMES),
     (lambda _, x: faults.endless_100_continue(x), "interval must be a number of seconds from 0", NO_TIMES),
+    (lambda _, x: faults.endless("body", x), "interval must be a number of seconds from 0", NO_TIMES),
+    (lambda _, x: faults.endless("body", times=x), "times must be a whole number from 1", (*NO_COUNTS, 0)),
+    (lambda _, x: ImdsEmulator(keep=x), "keep must be a whole number from 1", (-1, 0, 1.0, math.nan, True, "1")),
     (lambda _, x: faults.reset(x), "after must be a whole number", NO_WHOLE),
     (lambda _, x: faults.wrong_length(x), "more must be a whole number", NO_WHOLE),
 ]

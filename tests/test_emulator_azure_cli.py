@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -20,10 +22,14 @@ from raw_http import TOKEN_TARGET, exchange
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential
 from azure_imds_credential.testing import AzureCliEmulator, RealTokensWarning, UserAssigned, _run_emulator, run_emulator
+from azure_imds_credential.testing._azure_cli.local_users import socket_owner
 
 NOON = 1_800_000_000.0
 CLAIMS = {"appid": "04b07795-8ddb-461a-bbee-02f9e1bf7b46", "nbf": int(NOON) - 100, "aud": "x"}
 TOKEN = jwt.encode(CLAIMS, "0" * 32)
+
+
+OTHER_USER = 65534
 
 
 class Az:
@@ -34,10 +40,17 @@ class Az:
         self.expiry: dict[str, Any] = {"expires_on": int(NOON) + 3600}
         self.release = threading.Event()
         self.release.set()
+        self.running = self.most = 0
+        self.counting = threading.Lock()
 
     def __call__(self, resource: str) -> dict[str, Any]:
         self.asked.append(resource)
+        with self.counting:
+            self.running += 1
+            self.most = max(self.most, self.running)
         assert self.release.wait(10)
+        with self.counting:
+            self.running -= 1
         return {"accessToken": TOKEN, "tokenType": "Bearer", **self.expiry}
 
 
@@ -143,6 +156,93 @@ def test_nothing_but_a_good_token_request(imds: AzureCliEmulator, az: Az, target
     assert exchange(imds.endpoint, target, headers(imds)).status == status
     assert exchange(imds.endpoint, TOKEN_TARGET, headers(imds), method="POST").status == 405
     assert az.asked == []
+
+
+@pytest.mark.parametrize("changed", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}])
+def test_strangers_bodies_are_not_read(imds: AzureCliEmulator, changed: dict[str, str | None]) -> None:
+    """Pages and rebound names are refused by the head of their request, while its body is still to come."""
+    more: dict[str, str | None] = {"Content_Length": "1000", "Connection": None}
+    assert exchange(imds.endpoint, headers=headers(imds, **more, **changed), method="POST").status == 403
+
+
+def test_four_az_at_once(imds: AzureCliEmulator, az: Az) -> None:
+    """At most four az run at once, one for each resource; the others come when one has ended."""
+    az.release.clear()
+    targets = [f"{TOKEN_TARGET}{number}" for number in range(6)]
+    with ThreadPoolExecutor(12) as threads:
+        waiting = [threads.submit(exchange, imds.endpoint, target, headers(imds)) for target in targets * 2]
+        deadline = time.monotonic() + 10
+        while len(imds.requests) < 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        az.release.set()
+        assert {answer.result().status for answer in waiting} == {200}
+    assert az.most == 4
+    assert sorted(az.asked) == sorted(set(az.asked))
+    assert len(az.asked) == 6
+
+
+def test_too_many_resources(imds: AzureCliEmulator, az: Az, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resources that wait for az are counted too; one more is told to come again."""
+    monkeypatch.setattr("azure_imds_credential.testing._azure_cli.emulator.MAX_PENDING", 1)
+    az.release.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(exchange, imds.endpoint, TOKEN_TARGET, headers(imds))
+        deadline = time.monotonic() + 10
+        while not imds.requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert exchange(imds.endpoint, f"{TOKEN_TARGET}x", headers(imds)).status == 429
+        az.release.set()
+        assert waiting.result().status == 200
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="users of sockets are known on Linux")
+@pytest.mark.parametrize(
+    ("host", "dialled"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "::ffff:127.0.0.1"), ("::1", "::1")]
+)
+def test_the_owner_of_a_socket(host: str, dialled: str) -> None:
+    """Linux says which user has a socket, also one of IPv6 that speaks IPv4; None where there is no such socket."""
+    six, dialled_six = (socket.AF_INET6 if ":" in each else socket.AF_INET for each in (host, dialled))
+    try:
+        server = socket.create_server((host, 0), family=six)
+        client = socket.socket(dialled_six)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server, client:
+        client.connect((dialled, server.getsockname()[1]))
+        local, remote = client.getsockname()[:2], server.getsockname()[:2]
+        assert socket_owner(local, remote) == os.geteuid()
+        assert socket_owner((host, local[1]), ("127.0.0.9", remote[1])) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="users of sockets are known on Linux")
+@pytest.mark.parametrize(
+    ("owner", "any_user", "status"),
+    [(OTHER_USER, False, 403), (OTHER_USER, True, 200), (None, False, 403), (None, True, 200), (0, False, 200)],
+)
+def test_other_users(az: Az, monkeypatch: pytest.MonkeyPatch, owner: int | None, any_user: bool, status: int) -> None:
+    """Other users of the machine get no token, and who cannot be told gets none, unless any user may."""
+    monkeypatch.setattr("azure_imds_credential.testing._azure_cli.emulator.socket_owner", lambda *_: owner)
+    with (
+        pytest.warns(RealTokensWarning, match="every process" if any_user else "your processes"),
+        AzureCliEmulator(fetch=az, any_user=any_user) as imds,
+    ):
+        assert exchange(imds.endpoint, headers=headers(imds)).status == status
+    assert len(az.asked) == (status == 200)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, which can be another user")
+def test_a_real_other_user(imds: AzureCliEmulator, az: Az) -> None:
+    """A process of another user gets no token."""
+    if not sys.platform.startswith("linux") or shutil.which("curl") is None:
+        pytest.skip("needs Linux and curl")
+    command = ["curl", "-s", "-H", "Metadata: true", f"{imds.endpoint}{TOKEN_TARGET}"]
+    told = subprocess.run(command, user=OTHER_USER, capture_output=True, check=True, timeout=30).stdout
+    assert json.loads(told)["error"] == "forbidden"
+    assert az.asked == []
+    told = subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
+    assert json.loads(told)["access_token"] == TOKEN
 
 
 def test_one_az_for_many(imds: AzureCliEmulator, az: Az) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import socket
 import threading
 import time
@@ -11,11 +12,12 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
-from raw_http import TOKEN_TARGET, Raw, exchange
+from raw_http import TOKEN_TARGET, Raw, exchange, send
 
 from azure_imds_credential.testing import ImdsEmulator, faults
 
 NOON = 1_800_000_000.0
+REQUEST = f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\n\r\n".encode()
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def test_clients_that_gave_up_do_not_count() -> None:
 
 def test_closing_ends_what_hangs() -> None:
     """`close` does not wait for answers that hang, drip or are held back, nor for a restart that is not over."""
-    request = f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode()
+    request = f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\n\r\n".encode()
     with ImdsEmulator() as imds, ExitStack() as connections:
         imds.script(faults.hang, faults.drip(60), faults.hold(threading.Event()))
         for _ in range(3):
@@ -196,7 +198,7 @@ def test_endless_100_continue(imds: ImdsEmulator) -> None:
     """100 Continue comes again and again and nothing after it, for as long as the client listens."""
     imds.script(faults.endless_100_continue(0.001))
     with socket.create_connection(("127.0.0.1", imds.port), 10) as connection:
-        connection.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode())
+        connection.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\n\r\n".encode())
         seen = b""
         while len(seen) < 2000:
             seen += connection.recv(4096)
@@ -294,7 +296,7 @@ def test_nothing_listens(imds: ImdsEmulator) -> None:
     """Inside `down` connections are refused, open ones are cut, and the port is the same afterwards."""
     imds.script(faults.hang)
     with socket.create_connection(("127.0.0.1", imds.port), 10) as waiting:
-        waiting.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode())
+        waiting.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\n\r\n".encode())
         imds.wait_for_requests(1)
         with imds.down():
             assert waiting.recv(1) == b""
@@ -317,7 +319,7 @@ def test_down_cuts_connections_that_were_only_just_made(imds: ImdsEmulator) -> N
         first, *late = (
             connections.enter_context(socket.create_connection(("127.0.0.1", imds.port), 10)) for _ in range(20)
         )
-        first.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\n\r\n".encode())
+        first.sendall(f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\n\r\n".encode())
         imds.wait_for_requests(1)
         late += [connections.enter_context(socket.create_connection(("127.0.0.1", imds.port), 10)) for _ in range(20)]
         threading.Timer(0.2, release.set).start()
@@ -341,3 +343,103 @@ def test_a_restart(imds: ImdsEmulator) -> None:
             assert time.monotonic() < deadline, "it never came back"
             time.sleep(0.01)
     assert statuses == [500, 500, 200]
+
+
+@pytest.mark.parametrize("kind", faults.ENDLESS)
+def test_endless_answers(imds: ImdsEmulator, kind: str) -> None:
+    """Each kind of endless answer goes on as it began, for as long as the client listens."""
+    imds.script(faults.endless(kind, 0, times=10))
+    with socket.create_connection(("127.0.0.1", imds.port), timeout=10) as connection:
+        connection.sendall(REQUEST)
+        received = b""
+        while len(received) < 5000:
+            piece = connection.recv(65536)
+            assert piece, "the answer ended"
+            received += piece
+    repeated = received[2500:]
+    assert any(repeated[:-period] == repeated[period:] for period in range(1, 100))
+
+
+def test_an_unknown_kind_of_endless_answer() -> None:
+    """A kind that does not exist is refused with those that do."""
+    with pytest.raises(ValueError, match=r"kind must be one of 100 Continue, .*; got 'bodies'"):
+        faults.endless("bodies")
+
+
+@pytest.mark.parametrize(("code", "reason"), [(403, "Forbidden"), (421, "Misdirected Request")])
+def test_refused_by_proxy_agent(imds: ImdsEmulator, code: int, reason: str) -> None:
+    """The agent of Metadata Security Protocol refuses with an empty answer that names no server, and hangs up."""
+    imds.script(faults.refused_by_proxy_agent(code))
+    answer = send(imds.endpoint, REQUEST)
+    assert answer.status_line == f"HTTP/1.1 {code} {reason}"
+    assert [name for name, _ in answer.headers] == ["content-length", "connection", "date"]
+    assert (answer.header("Content-Length"), answer.body) == ("0", b"")
+
+
+def test_forwarded_by_proxy_agent(imds: ImdsEmulator) -> None:
+    """What that agent passes on is the answer of IMDS with one header more."""
+    imds.script(faults.forwarded_by_proxy_agent)
+    answer = exchange(imds.endpoint)
+    assert (answer.status, answer.json["access_token"]) == (200, imds.tokens[0])
+    assert answer.header("x-ms-azure-host-authorization") == "value"
+    assert (answer.header("Server") or "").startswith("IMDS/")
+
+
+@pytest.mark.parametrize("code", [200, 404, "403", None])
+def test_no_code_of_the_proxy_agent(code: Any) -> None:
+    """That agent refuses with 403 or 421."""
+    with pytest.raises(ValueError, match="code must be 403 or 421, got"):
+        faults.refused_by_proxy_agent(code)
+
+
+@pytest.mark.parametrize(("older", "life"), [(False, 86399), (True, 0)])
+def test_workload_identity_token(imds: ImdsEmulator, older: bool, life: int) -> None:
+    """Workload identity's proxy sends numbers where IMDS sends strings, no client ID, and calls itself by its name."""
+    imds.script(faults.workload_identity_token(older=older))
+    answer = exchange(imds.endpoint)
+    assert answer.json == {
+        "access_token": imds.tokens[0],
+        "refresh_token": "",
+        "expires_in": life,
+        "expires_on": str(int(NOON) + 86400),
+        "not_before": 0,
+        "resource": "https://vault.azure.net",
+        "token_type": "Bearer",
+    }
+    assert (answer.header("Server") or "").startswith("azure-workload-identity/proxy/")
+
+
+def test_workload_identity_refusal(imds: ImdsEmulator) -> None:
+    """What Entra refuses comes from workload identity's proxy as 500 and text, with Entra's code in it."""
+    imds.script(faults.workload_identity_refusal("AADSTS70021", "No matching federated identity record found."))
+    answer = exchange(imds.endpoint)
+    assert (answer.status, answer.header("Content-Type")) == (500, "text/plain; charset=utf-8")
+    assert b"AADSTS70021: No matching federated identity record found." in answer.body
+    assert (answer.header("Server") or "").startswith("azure-workload-identity/proxy/")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child calls nothing
+def test_restart_beside_a_forked_child(imds: ImdsEmulator) -> None:
+    """A child that was forked while connections were open keeps none of them open, nor the port."""
+    imds.script(faults.hang)
+    end, child_end = os.pipe()
+    with socket.create_connection(("127.0.0.1", imds.port), timeout=10) as waiting:
+        waiting.sendall(REQUEST)
+        imds.wait_for_requests(1)
+        child = os.fork()
+        if not child:
+            os.close(child_end)
+            os.read(end, 1)  # until the parent lets go, or ends
+            os._exit(0)
+        try:
+            with imds.down():
+                with suppress(ConnectionResetError):
+                    assert waiting.recv(1) == b""
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", imds.port), timeout=10).close()
+            assert exchange(imds.endpoint).status == 200
+        finally:
+            os.close(child_end)
+            os.close(end)
+            os.waitpid(child, 0)

@@ -10,6 +10,7 @@ import pytest
 from raw_http import Raw, exchange, send
 
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned
+from azure_imds_credential.testing._http import connection
 
 PATH = "/metadata/identity/oauth2/token"
 VERSION = "api-version=2018-02-01"
@@ -207,7 +208,6 @@ def test_identities_come_and_go(imds: ImdsEmulator) -> None:
         "/metadata/identity",
         "/metadata/identity/oauth2/token//",
         "/metadata/identity/oauth2/tokens",
-        "/",
     ],
 )
 @pytest.mark.parametrize("headers", [None, with_headers()])
@@ -243,6 +243,10 @@ def test_instance_document_is_made_of_strings(imds: ImdsEmulator) -> None:
         ("instance/compute/tagsList/0/name", "source"),
         ("instance/network/interface/0/ipv4/ipAddress/0/privateIpAddress", "10.0.0.4"),
         ("instance/compute/userData", ""),
+        ("instance/compute/osProfile/computerName", "vm-1"),
+        ("instance/compute/storageProfile/imageReference/sku", "server"),
+        ("instance/compute/storageProfile/osDisk/diskSizeGB", "30"),
+        ("instance/compute/storageProfile/resourceDisk/size", "0"),
         ("instance", "compute/\nnetwork/"),
         ("instance/network/interface", "0/"),
     ],
@@ -263,15 +267,23 @@ def test_leaves_come_as_text(imds: ImdsEmulator, path: str, text: str) -> None:
         ("instance/compute/location?api-version=2021-02-01", 400),
         ("instance/compute?api-version=2021-02-01&format=xml", 400),
         ("instance/compute?api-version=1999-01-01", 400),
+        ("instance/compute?api-version=2021-02-01&api-version=2021-02-01", 400),
         ("instance/compute/nothing?api-version=2021-02-01", 404),
         ("instance/network/interface/1?api-version=2021-02-01", 404),
         ("instance/compute/location/more?api-version=2021-02-01", 404),
+        ("instance/compute/storageProfile/dataDisks/0?api-version=2021-02-01", 404),
         ("instances?api-version=2021-02-01", 404),
+        ("attested/document?api-version=2021-02-01", 404),
+        ("scheduledevents?api-version=2020-07-01", 404),
     ],
 )
 def test_wrong_instance_requests(imds: ImdsEmulator, path: str, status: int) -> None:
-    """Wrong routes are 404, wrong formats and versions 400."""
-    assert instance(imds, path).status == status
+    """Wrong routes are 404, wrong formats and versions 400, both in the shape of the instance category."""
+    answer = instance(imds, path)
+    assert answer.status == status
+    assert isinstance(answer.json["error"], str)
+    assert "error_description" not in answer.json
+    assert status != 404 or answer.body == b'{ "error": "Not found" }'
 
 
 @pytest.mark.parametrize("path", ["instance?api-version=2021-02-01", "versions"])
@@ -283,6 +295,14 @@ def test_the_header_rules_hold_for_the_instance_category(imds: ImdsEmulator, pat
         exchange(imds.endpoint, f"/metadata/{path}", with_headers(Metadata="true", X_Forwarded_For="x")).status == 400
     )
     assert exchange(imds.endpoint, f"/metadata/{path}", method="POST").status == 405
+
+
+@pytest.mark.parametrize("value", ["true", "True", "TRUE"])
+@pytest.mark.parametrize("path", ["instance?api-version=2021-02-01", "versions"])
+def test_instance_metadata_header(imds: ImdsEmulator, path: str, value: str) -> None:
+    """The instance category takes "True", as Azure's Linux agent and OpenTelemetry's detectors send it."""
+    assert exchange(imds.endpoint, f"/metadata/{path}", with_headers(Metadata=value)).status == 200
+    assert exchange(imds.endpoint, f"/metadata/{path}", with_headers(Metadata="yes")).status == 400
 
 
 def test_versions_and_tenant(imds: ImdsEmulator) -> None:
@@ -321,26 +341,76 @@ def test_profiles(profile: Any, mirid: str, has_instance: bool, server: str | No
         assert document.json["compute"]["name"].startswith(document.json["compute"]["vmScaleSetName"])
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/2.0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX: " + b"x" * 70000,
-    ],
-)
-def test_what_is_not_http_is_refused(imds: ImdsEmulator, data: bytes) -> None:
-    """Broken requests get a 400 and the end of the connection, and hurt nobody else."""
-    assert send(imds.endpoint, data).status == 400
+HOST = b"Host: imds\r\n"
+BAD_REQUESTS = {
+    "no request line": (b"nonsense\r\n\r\n", 400),
+    "HTTP/2": (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", 400),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 400),
+    "two spaces": (b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a target that is no path": (b"GET metadata HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a proxy's CONNECT": (b"CONNECT imds:80 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a target with a space": (b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a header without colon": (b"GET / HTTP/1.1\r\n" + HOST + b"no colon\r\n\r\n", 400),
+    "a header with a space before the colon": (b"GET / HTTP/1.1\r\n" + HOST + b"X : x\r\n\r\n", 400),
+    "a folded header": (b"GET / HTTP/1.1\r\n" + HOST + b"X: x\r\n x\r\n\r\n", 400),
+    "a line feed in a header": (b"GET / HTTP/1.1\r\n" + HOST + b"X: x\nY: y\r\n\r\n", 400),
+    "a zero byte in a header": (b"GET / HTTP/1.1\r\n" + HOST + b"X: \0\r\n\r\n", 400),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two Hosts": (b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
+    "two Hosts of HTTP/1.0": (b"GET / HTTP/1.0\r\n" + HOST + HOST + b"\r\n", 400),
+    "a length that is no number": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: x\r\n\r\n", 400),
+    "a negative length": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
+    "a length with a sign": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: +1\r\n\r\n", 400),
+    "two lengths": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 0\r\n" * 2 + b"\r\n", 400),
+    "a list of lengths": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 0, 0\r\n\r\n", 400),
+    "chunks": (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n", 411),
+    "a long body": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 65537\r\n\r\n", 413),
+    "endless headers": (b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 65600, 431),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests(imds: ImdsEmulator, name: str) -> None:
+    """What is no single plain request of HTTP/1.1 is refused, its connection ends, and other clients are answered."""
+    data, status = BAD_REQUESTS[name]
+    assert send(imds.endpoint, data).status == status
     assert exchange(imds.endpoint).status == 200
+    assert imds.assert_requests(1)
+
+
+def test_longest_body(imds: ImdsEmulator) -> None:
+    """A body of 64 KiB is read and ignored."""
+    head = f"GET {GOOD} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\nConnection: close\r\nContent-Length: 65536\r\n\r\n"
+    assert send(imds.endpoint, head.encode() + b"x" * 65536).status == 200
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nx"])
+def test_idle_connections_end(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    """A connection that sends no whole request in time ends without an answer."""
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
+    with ImdsEmulator() as imds:
+        assert send(imds.endpoint, begun).data == b""
+
+
+def test_slow_answers_are_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose answer takes longer than it may be idle is not ended."""
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
+    with ImdsEmulator(latency=0.2) as imds:
+        assert exchange(imds.endpoint).status == 200
+
+
+@pytest.mark.parametrize("slashes", ["/", "//", "///"])
+def test_leading_slashes(imds: ImdsEmulator, slashes: str) -> None:
+    """Before 1.26 msal4j adds a slash to AZURE_POD_IDENTITY_AUTHORITY_HOST, whose URL may end with one: same path."""
+    assert exchange(imds.endpoint, slashes + GOOD.lstrip("/")).status == 200
+    assert exchange(imds.endpoint, f"http://169.254.169.254{slashes}{GOOD.lstrip('/')}").status == 200
+    assert {request.path for request in imds.requests} == {PATH}
 
 
 def test_connections_are_kept_and_requests_queue_up(imds: ImdsEmulator) -> None:
     """Requests that come together on one connection are answered one after the other; a body of a POST is skipped."""
-    request = f"GET {GOOD} HTTP/1.1\r\nMetadata: true\r\n\r\n"
-    post = "POST /metadata/versions HTTP/1.1\r\nMetadata: true\r\nContent-Length: 3\r\n\r\nabc"
+    request = f"GET {GOOD} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\n\r\n"
+    post = "POST /metadata/versions HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\nContent-Length: 3\r\n\r\nabc"
     last = "GET /metadata/versions HTTP/1.0\r\nMetadata: true\r\n\r\n"
     answers = send(imds.endpoint, (request + post + request + last).encode()).data
     assert [int(part[:3]) for part in answers.split(b"HTTP/1.1 ")[1:]] == [200, 405, 200, 200]

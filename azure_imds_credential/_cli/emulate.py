@@ -48,6 +48,7 @@ def emulate(arguments: argparse.Namespace) -> Result:
                 throttle=arguments.throttle,
                 source=arguments.source,
                 bridge=arguments.bridge,
+                any_user=arguments.any_user,
                 say=lambda _: None,
                 started=started,
                 log=say,
@@ -73,6 +74,8 @@ def _identities(arguments: argparse.Namespace) -> list[Identity] | None:
         raise CommandError("--no-identity cannot be combined with --system-assigned or --user-assigned")
     if arguments.bridge is not None and arguments.source is None:
         raise CommandError("--bridge needs --from azure-cli; without it name an address with --host")
+    if arguments.any_user and arguments.source is None:
+        raise CommandError("--any-user needs --from azure-cli; without it tokens are fakes, for every process")
     if arguments.bridge is not None and "host" in arguments.given:
         raise CommandError("--bridge cannot be combined with --host: the bridge has an address of its own")
     if arguments.source is not None:

@@ -302,3 +302,6 @@ def _add_emulate(emulate: argparse.ArgumentParser) -> None:
     emulate.add_argument(
         "--bridge", metavar="NAME", help="with --from: listen on this bridge instead, for example docker0 (Linux)"
     )
+    emulate.add_argument(
+        "--any-user", action="store_true", help="with --from: answer other users of this machine too (Linux)"
+    )

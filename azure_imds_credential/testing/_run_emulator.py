@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ._emulator.identities import Identity
+    from ._emulator.journal import Request
     from ._emulator.profiles import ProfileName
+
+
+KEPT = 1000  # requests and tokens: such an emulator may run for weeks
 
 
 def run_emulator(
@@ -26,6 +30,7 @@ def run_emulator(
     throttle: bool = False,
     source: Literal["azure-cli"] | None = None,
     bridge: str | None = None,
+    any_user: bool = False,
     say: Callable[[str], None] = print,
     started: Callable[[AzureCliEmulator | ImdsEmulator], None] | None = None,
     log: Callable[[str], None] | None = None,
@@ -42,6 +47,7 @@ def run_emulator(
         source: "azure-cli": hand out real tokens of the developer's `az login` instead, which leaves identities,
             profile and throttle without meaning. Warns (`RealTokensWarning`).
         bridge: With "azure-cli": listen on this bridge of the machine, for example docker0.
+        any_user: With "azure-cli": hand out tokens to other users of this machine too.
         say: Gets one line when the emulator answers: the environment variable that leads clients to it.
         started: Gets the emulator when it answers.
         log: Gets a line for each request, within half a second.
@@ -53,23 +59,32 @@ def run_emulator(
     """
     if bridge is not None and source is None:
         raise ValueError("a bridge is for tokens of the Azure CLI only: name a host instead")
+    if any_user and source is None:
+        raise ValueError("any_user is for tokens of the Azure CLI only: the others are fakes")
     emulator: AzureCliEmulator | ImdsEmulator
     if source == "azure-cli":
-        emulator = AzureCliEmulator(host=host, port=port, bridge=bridge)
+        emulator = AzureCliEmulator(host=host, port=port, bridge=bridge, any_user=any_user)
     else:
-        emulator = ImdsEmulator(identities, host=host, port=port, profile=profile, throttle=throttle)
+        emulator = ImdsEmulator(identities, host=host, port=port, profile=profile, throttle=throttle, keep=KEPT)
     until = until or threading.Event()
     with _interruptions() as interruptions, emulator:
         say(f"AZURE_POD_IDENTITY_AUTHORITY_HOST={emulator.endpoint}")
         if started is not None:
             started(emulator)
-        logged = 0
+        last: Request | None = None
         while not interruptions and not until.wait(0.5):  # a wait without end cannot be interrupted on Windows
-            came = emulator.requests[logged:]
-            logged += len(came)
-            if log is not None:
-                for request in came:
+            for request in _after(last, emulator.requests):
+                last = request
+                if log is not None:
                     log(str(request))
+
+
+def _after(last: Request | None, requests: list[Request]) -> list[Request]:
+    """Return the requests that came after one that may be forgotten by now; of those only the newest are kept."""
+    for position in range(len(requests), 0, -1):
+        if requests[position - 1] is last:
+            return requests[position:]
+    return requests
 
 
 @contextmanager

@@ -31,7 +31,9 @@ __all__ = [
     "chunked",
     "docker_desktop_403",
     "drip",
+    "endless",
     "endless_100_continue",
+    "forwarded_by_proxy_agent",
     "gzipped",
     "hang",
     "hold",
@@ -40,11 +42,14 @@ __all__ = [
     "nmi_no_identity",
     "ok",
     "redirect",
+    "refused_by_proxy_agent",
     "reset",
     "slow",
     "status",
     "throttled",
     "wireserver",
+    "workload_identity_refusal",
+    "workload_identity_token",
     "wrong_length",
 ]
 
@@ -79,6 +84,12 @@ def _as_bytes(body: str | bytes | Mapping[str, Any]) -> bytes:
     return body.encode() if isinstance(body, str) else compact(body)
 
 
+def _with_headers(reply: Reply, headers: Mapping[str, str | None]) -> Reply:
+    for name, value in headers.items():
+        reply = reply.with_header(name, value)
+    return reply
+
+
 def status(
     code: int,
     body: str | bytes | Mapping[str, Any] = b"",
@@ -106,9 +117,7 @@ def status(
             changed = changed.with_header("Content-Type", TEXT)
         if retry_after is not None:
             changed = changed.with_header("Retry-After", str(retry_after))
-        for name, value in (headers or {}).items():
-            changed = changed.with_header(name, value)
-        return changed
+        return _with_headers(changed, headers or {})
 
     return _replaced(f"status {code}", change)
 
@@ -145,6 +154,73 @@ def nmi_no_identity(pod: str = "default/app") -> Fault:
     """404 of the archived AAD Pod Identity for a pod without an identity (captured 2021-12-21; took 80 s to come)."""
     text = f"getting assigned identities for pod {pod} in CREATED state failed after 16 attempts, retry duration [5]s, "
     return status(404, f"{text}error: <nil>\n", headers={"Server": None, "x-ms-request-id": None})
+
+
+# The guest agent of Metadata Security Protocol stands between a process and IMDS. Its refusals were recorded on
+# 2026-11-26 from Azure/GuestProxyAgent 729e2a8; the header on what it forwards is from its source (proxy_server.rs).
+PROXY_AGENT_HEADER = "x-ms-azure-host-authorization"
+
+
+def refused_by_proxy_agent(code: int = 403) -> Fault:
+    """The refusal of a process by Metadata Security Protocol: an empty answer without `Server`, and the end.
+
+    Args:
+        code: 403 for a process without permission, 421 for a connection that did not come through the agent.
+    """
+    if code not in (403, 421):
+        raise ValueError(f"code must be 403 or 421, got {code!r}")
+
+    def change(reply: Reply) -> Reply:
+        return Reply(
+            code, b"", (("content-length", "0"), ("connection", "close"), ("date", reply.header("Date") or ""))
+        )
+
+    return _replaced(f"refused_by_proxy_agent {code}", change, close=True)
+
+
+def forwarded_by_proxy_agent(reply: Reply) -> Steps:
+    """The answer of IMDS as the agent of Metadata Security Protocol passes it on: with a header of its own."""
+    yield reply.with_header(PROXY_AGENT_HEADER, "value").encode()
+
+
+# The proxy sidecar of workload identity, which stands in for IMDS in pods: Azure/azure-workload-identity 04d01a2,
+# pkg/proxy/proxy.go, run on 2026-11-26. The number of the version is made up.
+_WORKLOAD_IDENTITY = {"Server": "azure-workload-identity/proxy/v1.5.1 (linux/amd64)", "x-ms-request-id": None}
+
+
+def workload_identity_token(*, older: bool = False) -> Fault:
+    """The answer of workload identity's proxy: other types than those of IMDS, and no client ID.
+
+    Args:
+        older: As older releases sent it: `expires_in` is 0, and only `expires_on` says how long the token lasts.
+    """
+
+    def change(reply: Reply) -> Reply:
+        told = json.loads(reply.body)
+        document = {
+            "access_token": told["access_token"],
+            "refresh_token": "",
+            "expires_in": 0 if older else int(told["expires_in"]),
+            "expires_on": told["expires_on"],
+            "not_before": 0,
+            "resource": told["resource"],
+            "token_type": "Bearer",
+        }
+        changed = reply.with_body(compact(document) + b"\n").with_header("Content-Type", "application/json")
+        return _with_headers(changed, _WORKLOAD_IDENTITY)
+
+    return _replaced("workload_identity_token", change)
+
+
+def workload_identity_refusal(code: str = "AADSTS700016", words: str = "Application was not found.") -> Fault:
+    """What workload identity's proxy makes of a refusal by Entra: 500, text, with Entra's own JSON in it.
+
+    Args:
+        code: Entra's code of the error.
+        words: What Entra says after it.
+    """
+    described = json.dumps({"error": "unauthorized_client", "error_description": f"{code}: {words}"})
+    return status(500, f"failed to acquire token: 400 Bad Request: {described}\n", headers=_WORKLOAD_IDENTITY)
 
 
 def redirect(location: str, code: int = 307) -> Fault:
@@ -221,6 +297,66 @@ def endless_100_continue(interval: float = 0.05) -> Fault:
             yield interval
 
     return endless_100_continue
+
+
+# What each endless answer begins with, and what comes again and again. None stands for the head of the reply itself.
+_ENDLESS: dict[str, tuple[bytes | None, bytes]] = {
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "103 Early Hints": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"),
+    "empty lines": (b"", b"\r\n"),
+    "status line": (b"HTTP/1.1 200 ", b"O"),
+    "header name": (b"HTTP/1.1 200 OK\r\n", b"X"),
+    "header value": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Again: and again\r\n"),
+    "folded header": (b"HTTP/1.1 200 OK\r\nX: x\r\n", b" x\r\n"),
+    "interim headers": (b"HTTP/1.1 100 Continue\r\n", b"X-Again: and again\r\n"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n", b" "),
+    "body without length": (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b" "),
+    "body of an error": (b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 1000000000\r\n\r\n", b" "),
+    "body of a redirect": (b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /\r\nContent-Length: 9999999\r\n\r\n", b" "),
+    "body of the reply": (None, b" "),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3b9aca00\r\n", b" "),
+    "chunk size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    "chunk extension": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Again: and again\r\n"),
+    "gzip header": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n\x1f\x8b\x08\x08\0\0\0\0\0\3",
+        b"n",  # of the name of the file, which ends with a zero byte: no byte of the body is ever decoded
+    ),
+    "gzip blocks": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\3",
+        b"\0\0\0\xff\xff",  # a stored block of no bytes
+    ),
+}
+ENDLESS = tuple(_ENDLESS)
+
+
+def endless(kind: str, interval: float = 0.05, *, times: int = 1) -> Fault:
+    """An answer that never ends, though each part of it comes within any read timeout.
+
+    Args:
+        kind: One of `faults.ENDLESS`: the part of the answer that is repeated.
+        interval: Seconds between two repetitions. 0: as fast as the client reads.
+        times: How often the part comes at once. Many at once keep the client busy.
+    """
+    if kind not in _ENDLESS:
+        raise ValueError(f"kind must be one of {', '.join(ENDLESS)}; got {kind!r}")
+    checks.seconds("interval", interval)
+    checks.whole("times", times, 1)
+    beginning, again = _ENDLESS[kind]
+
+    def endless(reply: Reply) -> Steps:
+        if beginning is None:
+            yield reply.with_header("Content-Length", "1000000000").encode()
+        else:
+            yield beginning
+        while True:
+            yield again * times
+            yield interval
+
+    endless.__name__ = f"endless {kind}"
+    return endless
 
 
 def reset(after: int = 0) -> Fault:

@@ -12,6 +12,7 @@ from .._http.server import Server, address
 from ..faults import wireserver as wireserver_fault
 from . import openid
 from .identities import TENANT_ID, checked
+from .journal import Journal
 from .profiles import PROFILES
 from .rate_limits import Limits
 from .service import Imds
@@ -19,8 +20,9 @@ from .token_endpoint import Machine
 from .tokens import ISSUER, LIFETIME, TokenService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from types import TracebackType
+    from typing import Any
 
     from ..faults import Fault
     from .identities import Identity
@@ -46,11 +48,15 @@ class ImdsEmulator:
         profile: The kind of machine: "vm", "vmss", "aci" (Container Instances) or "aks" (a pod on an AKS node).
         throttle: Refuse more than 20 requests a second and 5 at once, as documented, with 429.
         latency: Seconds that every answer takes. Requests are only "at once" when answers take time.
-        clock: Gives epoch seconds; `advance` adds to it.
+        clock: Gives epoch seconds, `time.time` by default; `advance` adds to it.
         token_lifetime: Seconds between issue and end of a token.
         renew_before: Seconds before its end from which a token is replaced by a new one. In between, real IMDS hands
             out the same token again with less time left; when it renews is unknown.
         known_resources: The resources that exist; None: everything that looks like an App ID URI or a GUID.
+        claims: Claims of the tokens to replace or add, None to leave one out; or a function of the resource that gives
+            them. Real tokens of some audiences lack `xms_mirid`: `claims={"xms_mirid": None}` shows whether a program
+            relies on it.
+        keep: How many requests and tokens are remembered, the newest ones; None: all. For an emulator that runs long.
     """
 
     tenant_id = TENANT_ID
@@ -65,19 +71,23 @@ class ImdsEmulator:
         profile: ProfileName = "vm",
         throttle: bool = False,
         latency: float = 0.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         token_lifetime: int = LIFETIME,
         renew_before: float = 0.0,
         known_resources: Collection[str] | None = None,
+        claims: Mapping[str, Any] | Callable[[str], Mapping[str, Any]] | None = None,
+        keep: int | None = None,
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
         kind = PROFILES[profile]
-        self._tokens = TokenService(kind.machine_id, token_lifetime, renew_before)
+        if keep is not None:
+            checks.whole("keep", keep, 1)
+        self._tokens = TokenService(kind.machine_id, token_lifetime, renew_before, claims, keep)
         has = [checked(identity) for identity in (kind.identities if identities is None else identities)]
         self._machine = Machine(kind, has, self._tokens, known_resources)
         self._clock, self._advanced = clock, 0.0
-        self._imds = Imds(self._machine, self.now, latency, Limits() if throttle else None)
+        self._imds = Imds(self._machine, self.now, latency, Limits() if throttle else None, Journal(keep))
         self._host, self._port = address(host, port)
         self._server: Server | None = None
 
@@ -189,7 +199,8 @@ class ImdsEmulator:
 
     def now(self) -> float:
         """Epoch seconds of the emulator's clock."""
-        return self._clock() + self._advanced
+        # `time.time` is looked up at each use: freezegun and others put theirs in its place.
+        return (self._clock or time.time)() + self._advanced
 
     def advance(self, seconds: float) -> None:
         """Puts the emulator's clock forward, or back."""

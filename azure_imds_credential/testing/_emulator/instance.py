@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .._http.messages import TEXT, Answer, compact, instance_error
-from .identities import SUBSCRIPTION_ID, TENANT_ID
+from .identities import RESOURCE_GROUP, SUBSCRIPTION_ID, TENANT_ID
 from .token_endpoint import API_VERSIONS, WRONG_METHOD, header_fault, version_fault
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 INSTANCE_PATH = "/metadata/instance"
 VM_ID = "33333333-3333-3333-3333-333333333333"
+IMAGE = {"offer": "ubuntu-24_04-lts", "publisher": "canonical", "sku": "server", "version": "24.04.202601010"}
 
 # Recorded, spaces included.
 NO_METADATA_HEADER = instance_error(400, "Bad request: . Required metadata header not specified")
@@ -23,6 +24,7 @@ WRONG_PATH = instance_error(404, "Not found")
 # Documented status; the words are ours. The documentation names the newest versions, three of them, as here.
 FORWARDED = instance_error(400, "Bad request. X-Forwarded-For header is not allowed")
 NOT_JSON = instance_error(400, "Bad request. A single value is only available with format=text")
+DUPLICATE = instance_error(400, "Bad request. Duplicate query parameters")
 UNKNOWN_FORMAT = instance_error(400, "Bad request. format must be json or text")
 BAD_VERSION = Answer(
     400,
@@ -62,12 +64,16 @@ def answer(request: Received, profile: Profile) -> Answer | None:
 def _header_fault(request: Received) -> Answer | None:
     if request.method != "GET":
         return WRONG_METHOD
-    if request.header("Metadata") != "true":
+    # In any case of letters here: Azure's Linux agent (WALinuxAgent, azurelinuxagent/common/protocol/imds.py) and
+    # OpenTelemetry's detectors for Azure send "True" from virtual machines everywhere.
+    if (request.header("Metadata") or "").lower() != "true":
         return NO_METADATA_HEADER
     return None if request.header("X-Forwarded-For") is None else FORWARDED
 
 
 def _instance(request: Received, profile: Profile, path: str) -> Answer:
+    if any(len(values) > 1 for values in request.query.values()):
+        return DUPLICATE
     if request.param("api-version") not in API_VERSIONS:
         return BAD_VERSION
     form = request.param("format") or "json"
@@ -96,37 +102,48 @@ def document(profile: Profile) -> dict[str, Any]:
     """The instance document of a small Linux VM: every value a string, what does not apply an empty one (IMDSDOC)."""
     kind, name = profile.machine_id.rsplit("/", 2)[1:]
     is_set = kind == "virtualMachineScaleSets"
+    machine = f"{name}_0" if is_set else name
     compute = {
+        "additionalCapabilities": {"hibernationEnabled": "false"},
         "azEnvironment": "AzurePublicCloud",
         "customData": "",
         "evictionPolicy": "",
+        "extendedLocation": {"name": "", "type": ""},
+        "host": {"id": ""},
+        "hostGroup": {"id": ""},
         "isHostCompatibilityLayerVm": "false",
         "licenseType": "",
         "location": "westeurope",
-        "name": f"{name}_0" if is_set else name,
-        "offer": "ubuntu-24_04-lts",
+        "name": machine,
+        "offer": IMAGE["offer"],
+        "osProfile": {"adminUsername": "azureuser", "computerName": machine, "disablePasswordAuthentication": "true"},
         "osType": "Linux",
+        "physicalZone": "",
         "placementGroupId": "",
         "plan": {"name": "", "product": "", "publisher": ""},
         "platformFaultDomain": "0",
+        "platformSubFaultDomain": "",
         "platformUpdateDomain": "0",
         "priority": "",
         "provider": "Microsoft.Compute",
         "publicKeys": [],
-        "publisher": "canonical",
+        "publisher": IMAGE["publisher"],
         "resourceGroupName": "imds-emulator",
         "resourceId": f"{profile.machine_id}/virtualMachines/0" if is_set else profile.machine_id,
         "securityProfile": {
+            "encryptionAtHost": "false",
             "secureBootEnabled": "true",
             "securityType": "TrustedLaunch",
             "virtualTpmEnabled": "true",
         },
-        "sku": "server",
+        "sku": IMAGE["sku"],
+        "storageProfile": _storage_profile(machine),
         "subscriptionId": SUBSCRIPTION_ID,
         "tags": "source:emulator",
         "tagsList": [{"name": "source", "value": "emulator"}],
         "userData": "",
-        "version": "24.04.202601010",
+        "version": IMAGE["version"],
+        "virtualMachineScaleSet": {"id": ""},  # of flexible orchestration; the profile vmss stands for a uniform one
         "vmId": VM_ID,
         "vmScaleSetName": name if is_set else "",
         "vmSize": "Standard_D2s_v5",
@@ -139,3 +156,34 @@ def document(profile: Profile) -> dict[str, Any]:
         "macAddress": "000D3A000001",
     }
     return {"compute": compute, "network": {"interface": [interface]}}
+
+
+def _storage_profile(machine: str) -> dict[str, Any]:
+    """Return the disks of a VM with one OS disk, no data disk and no local temporary disk (0 kB, says IMDSDOC)."""
+    galleries = {"communityGalleryImageId": "", "exactVersion": "", "id": "", "sharedGalleryImageId": ""}
+    disk = f"{machine}_OsDisk_1"
+    return {
+        "dataDisks": [],
+        "imageReference": {**galleries, **IMAGE},
+        "osDisk": {
+            "caching": "ReadWrite",
+            "createOption": "FromImage",
+            "diffDiskSettings": {"option": ""},
+            "diskSizeGB": "30",
+            "encryptionSettings": {
+                "diskEncryptionKey": {"secretUrl": "", "sourceVault": {"id": ""}},
+                "enabled": "false",
+                "keyEncryptionKey": {"keyUrl": "", "sourceVault": {"id": ""}},
+            },
+            "image": {"uri": ""},
+            "managedDisk": {
+                "id": f"{RESOURCE_GROUP}/providers/Microsoft.Compute/disks/{disk}",
+                "storageAccountType": "Premium_LRS",
+            },
+            "name": disk,
+            "osType": "Linux",
+            "vhd": {"uri": ""},
+            "writeAcceleratorEnabled": "false",
+        },
+        "resourceDisk": {"size": "0"},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -35,10 +36,14 @@ class Request(Received):
 
 
 class Journal:
-    """Requests in the order of their arrival; every method may be called from any thread."""
+    """Requests in the order of their arrival; every method may be called from any thread.
 
-    def __init__(self) -> None:
-        self._requests: list[Request] = []
+    Args:
+        size: How many requests are kept, the newest ones; None: all.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self._requests: deque[Request] = deque(maxlen=size)
         self._arrived = threading.Condition()
 
     def add(self, request: Request) -> None:

@@ -62,7 +62,9 @@ class Imds:
     def _answer(self, received: Received, now: float) -> Answer:
         if received.path == TOKEN_PATH:
             return token_answer(received, self.machine, now)
-        return instance.answer(received, self.machine.profile) or WRONG_PATH
+        found = instance.answer(received, self.machine.profile)
+        of_instance = self.machine.profile.is_imds and not is_identity(received.path)
+        return found or (instance.WRONG_PATH if of_instance else WRONG_PATH)
 
     def _reply(self, answer: Answer, received: Received, now: float) -> Reply:
         """Container Instances do not call themselves IMDS; their headers are unknown, so they get the fewest."""

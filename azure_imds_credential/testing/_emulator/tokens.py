@@ -7,6 +7,8 @@ import functools
 import hashlib
 import threading
 import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ EXCHANGE_RESOURCE = "api://AzureADTokenExchange"
 EXCHANGE_ISSUER = f"https://login.microsoftonline.com/{TENANT_ID}/v2.0"
 LIFETIME = 86400  # seconds; expires_on - not_before is 86700 in the captures of 2020 to 2025
 BACKDATED = 300  # seconds; not_before lies this much before the instant of issue in the same captures
+Changes = Mapping[str, Any]
 _making_the_key = threading.Lock()
 
 
@@ -140,15 +143,27 @@ class TokenService:
         lifetime: Seconds between issue and end of a token.
         renew_before: Seconds before its end from which a kept token is replaced. When real IMDS does so is unknown;
             0 follows the documentation, which names "cache miss or expired cached token".
+        changes: Claims to replace or add, None to leave one out; or a function of the resource that gives them.
+        size: How many tokens are kept, the newest ones; None: all.
     """
 
-    def __init__(self, machine_id: str, lifetime: int = LIFETIME, renew_before: float = 0) -> None:
+    def __init__(
+        self,
+        machine_id: str,
+        lifetime: int = LIFETIME,
+        renew_before: float = 0,
+        changes: Changes | Callable[[str], Changes] | None = None,
+        size: int | None = None,
+    ) -> None:
+        if changes is not None and not isinstance(changes, Mapping) and not callable(changes):
+            raise TypeError(f"claims must be a mapping or a function of the resource, got {changes!r}")
         self._machine_id = machine_id
+        self._changes, self._size = changes, size
         self.lifetime = checks.whole("token_lifetime", lifetime, 1, checks.CENTURY)
         self._renew_before = checks.seconds("renew_before", renew_before, most=checks.CENTURY)
         self._lock = threading.Lock()
         self._kept: dict[tuple[Identity, str], Token] = {}
-        self._issued: list[str] = []
+        self._issued: deque[str] = deque(maxlen=size)
 
     @property
     def issued(self) -> list[str]:
@@ -156,9 +171,17 @@ class TokenService:
         return list(self._issued)
 
     def issue(self, identity: Identity, resource: str, now: float) -> Token:
-        """A new token, kept nowhere."""
+        """Return a new token that no request is handed.
+
+        Raises:
+            TypeError: The function of the resource gave no mapping.
+        """
         issued_on, lifetime = int(now), self.lifetime
-        value = sign(claims(identity, resource, issued_on, lifetime, self._machine_id))
+        changes = self._changes(resource) if callable(self._changes) else self._changes or {}
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"claims of {resource} must be a mapping, got {changes!r}")
+        changed = {**claims(identity, resource, issued_on, lifetime, self._machine_id), **changes}
+        value = sign({name: value for name, value in changed.items() if value is not None})
         self._issued.append(value)
         return Token(value, identity, resource, issued_on, lifetime)
 
@@ -167,6 +190,9 @@ class TokenService:
         with self._lock:
             kept = self._kept.get((identity, resource))
             if kept is None or bypass_cache or kept.expires_in(now) <= self._renew_before:
+                self._kept.pop((identity, resource), None)
+                while self._size is not None and len(self._kept) >= self._size:
+                    del self._kept[next(iter(self._kept))]  # the oldest
                 kept = self._kept[identity, resource] = self.issue(identity, resource, now)
             return kept
 

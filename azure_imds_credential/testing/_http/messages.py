@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,21 +28,24 @@ class Received:
     headers: tuple[tuple[str, str], ...] = ()
     version: str = "HTTP/1.1"
     peer: str = ""
+    peer_port: int = field(default=0, compare=False)
 
     @property
     def path(self) -> str:
-        """The path without query and trailing slash, percent-decoded.
+        """The path without query and trailing slash, with one slash in front, percent-decoded.
 
-        With AZURE_POD_IDENTITY_AUTHORITY_HOST set, MSAL.js (5.6) asks for `/metadata/identity/oauth2/token/`. AAD Pod
-        Identity took that; whether IMDS would is unknown, as MSAL.js sends it no slash.
+        With AZURE_POD_IDENTITY_AUTHORITY_HOST set, MSAL.js (5.6) asks for `/metadata/identity/oauth2/token/`, and
+        msal4j before 1.26 for `//metadata/identity/oauth2/token`. AAD Pod Identity took the former; whether IMDS would
+        take either is unknown, as neither client sends them to it.
         """
-        return unquote(urlsplit(self.target).path).removesuffix("/")
+        origin = re.sub(r"^http://[^/?]*", "", self.target)
+        return re.sub("^/+", "/", unquote(origin.partition("?")[0])).removesuffix("/")
 
     @property
     def query(self) -> Mapping[str, tuple[str, ...]]:
         """Every query variable with all its values, in the order they came."""
         values: dict[str, tuple[str, ...]] = {}
-        for name, value in parse_qsl(urlsplit(self.target).query, keep_blank_values=True):
+        for name, value in parse_qsl(self.target.partition("?")[2], keep_blank_values=True):
             values[name] = (*values.get(name, ()), value)
         return values
 
@@ -51,7 +55,11 @@ class Received:
 
     def header(self, name: str) -> str | None:
         """The value of a header in any case of its name, None without one."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+        return next(iter(self.all(name)), None)
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a header, in the order they came."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
 
 
 @dataclass(frozen=True)

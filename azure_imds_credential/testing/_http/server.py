@@ -7,6 +7,8 @@ import ipaddress
 import os
 import socket
 import threading
+import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import checks
@@ -15,7 +17,7 @@ from .connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from .connection import Respond
+    from .connection import Refuse, Respond
 
 # Turns of its loop that asyncio (3.10 to 3.13: two) takes to make a transport of a connection that it has accepted.
 # When its server is closed meanwhile, it drops the connection without closing it.
@@ -39,6 +41,15 @@ def address(host: str, port: int) -> tuple[str, int]:
     return ip, checks.whole("port", port, 0, 65535)
 
 
+class _Loop(asyncio.SelectorEventLoop):  # on Windows, too: the other kind cannot stop accepting
+    """A loop whose time goes on while freezegun, which replaces `time.monotonic` everywhere, stands still."""
+
+    if hasattr(time, "CLOCK_MONOTONIC"):
+
+        def time(self) -> float:
+            return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 class Server:
     """The listening socket and the thread behind it.
 
@@ -46,20 +57,24 @@ class Server:
         host: IP address to listen on, as `address` gives it.
         port: Port to listen on; 0 lets the system choose.
         respond: Called on the server's thread with each request; must not block.
+        refuse: Called on the server's thread with the head of each request, before its body is read; the reply to one
+            that is refused. None refuses none.
     """
 
-    def __init__(self, host: str, port: int, respond: Respond) -> None:
+    def __init__(self, host: str, port: int, respond: Respond, refuse: Refuse = lambda _: None) -> None:
         self._host = host
         self._port = port
         self._respond = respond
+        self._refuse = refuse
         self._open: set[asyncio.Transport] = set()
         self._listener: asyncio.Server | None = None
         self._is_over = False
         self._family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         self._bound = self._bind()
         self.port: int = self._bound.getsockname()[1]
-        self._loop = asyncio.SelectorEventLoop()  # on Windows, too: the other kind cannot stop accepting
+        self._loop = _Loop()
         self._thread = threading.Thread(target=self._run, name="imds-emulator", daemon=True)
+        _servers.add(self)
 
     @property
     def url(self) -> str:
@@ -125,7 +140,7 @@ class Server:
     async def _listen(self) -> None:
         if self._listener is None and not self._is_over:
             self._listener = await self._loop.create_server(
-                lambda: Connection(self._respond, self._open), sock=self._bound, backlog=1024
+                lambda: Connection(self._respond, self._refuse, self._open), sock=self._bound, backlog=1024
             )
 
     async def _unlisten(self, *, for_good: bool = False) -> None:
@@ -144,5 +159,26 @@ class Server:
         while self._open:  # noqa: ASYNC110 - a few turns of the loop at most
             await asyncio.sleep(0)
 
+    def let_go(self) -> None:
+        """Let go of every socket in a forked child, where each would stay open after the parent has closed it."""
+        sockets = [self._bound, *(transport.get_extra_info("socket") for transport in tuple(self._open))]
+        null = os.open(os.devnull, os.O_RDWR)
+        for each in sockets:
+            if each is not None and each.fileno() >= 0:
+                os.dup2(null, each.fileno(), inheritable=False)  # the objects still close a descriptor of theirs
+        os.close(null)
+
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
+
+
+_servers: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    for server in tuple(_servers):
+        server.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
