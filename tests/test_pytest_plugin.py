@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from azure_imds_credential import ImdsCredential
+from azure_imds_credential.testing import ImdsEmulator
 
 pytest_plugins = ["pytester"]
 
@@ -180,7 +186,8 @@ def test_no_network_means_loopback_only(run: Any) -> None:
             with pytest.raises(BaseException, match="would leave this machine") as refusal:
                 socket.create_connection((host, 80), timeout=1)
             assert not isinstance(refusal.value, Exception)
-            assert no_network
+            assert len(no_network) == 1
+            no_network.clear()
 
         @pytest.mark.parametrize("send", ["connect", "connect_ex", "sendto", "sendmsg"])
         def test_nothing_sent(no_network, send):
@@ -188,6 +195,7 @@ def test_no_network_means_loopback_only(run: Any) -> None:
             with socket.socket(type=socket.SOCK_DGRAM) as udp:
                 with pytest.raises(BaseException, match="a connection to 192.0.2.1 would leave"):
                     getattr(udp, send)(*before, ("192.0.2.1", 9))
+            no_network.clear()
 
         LOOK_UPS = ["gethostbyname", "gethostbyname_ex", "getaddrinfo", "gethostbyaddr", "getfqdn"]
 
@@ -195,10 +203,12 @@ def test_no_network_means_loopback_only(run: Any) -> None:
         def test_no_names(no_network, look_up):
             with pytest.raises(BaseException, match="a look-up of management.azure.com would leave"):
                 getattr(socket, look_up)("management.azure.com", *([80] if look_up == "getaddrinfo" else []))
+            no_network.clear()
 
         def test_no_names_of_addresses(no_network):
             with pytest.raises(BaseException, match="a look-up of 192.0.2.1 would leave"):
                 socket.getnameinfo(("192.0.2.1", 80), 0)
+            no_network.clear()
 
         def test_loopback_without_connections(no_network):
             with socket.socket(type=socket.SOCK_DGRAM) as here, socket.socket(type=socket.SOCK_DGRAM) as there:
@@ -221,6 +231,211 @@ def test_no_network_means_loopback_only(run: Any) -> None:
             assert imds_credential.get_token("https://vault.azure.net/.default").token
         """
     ).assert_outcomes(passed=21)
+
+
+def test_a_swallowed_refusal(run: Any) -> None:
+    """A test fails when something was refused, even if nothing of it was seen, and is told where it was asked for."""
+    result = run(
+        """
+        import socket, threading
+        import pytest, requests
+
+        def ask():
+            try:
+                socket.create_connection(("192.0.2.1", 80))
+            except BaseException:
+                pass
+
+        def test_swallowed(no_network):
+            ask()
+
+        def test_in_a_thread(no_network):
+            thread = threading.Thread(target=ask, name="asker")
+            thread.start()
+            thread.join()
+
+        def test_in_a_library(no_network):
+            try:
+                requests.get("http://192.0.2.1/")
+            except BaseException:
+                pass
+
+        @pytest.mark.usefixtures("no_network")
+        class TestOfAClass:
+            def test_swallowed(self):
+                ask()
+
+        def test_expected(no_network):
+            ask()
+            assert no_network == ["a look-up of 192.0.2.1 (test_user.py:6 in ask)"]
+            no_network.clear()
+
+        def test_not_swallowed(no_network):
+            socket.create_connection(("192.0.2.1", 80))
+
+        @pytest.fixture
+        def late(no_network):
+            yield
+            ask()
+
+        def test_at_its_end(late):
+            pass
+        """
+    )
+    result.assert_outcomes(failed=5, passed=2, errors=1)
+    result.stdout.fnmatch_lines(["  a look-up of 192.0.2.1 (test_user.py:6 in ask)"] * 2)
+    result.stdout.fnmatch_lines(["  a look-up of 192.0.2.1 (test_user.py:20 in test_in_a_library, through urllib3*)"])
+    result.stdout.fnmatch_lines(["A test that expects this empties the list that the fixture yields."])
+
+
+PROXY = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    while True:
+        connection, _ = server.accept()
+        connection.recv(100)
+        connection.close()
+"""
+
+
+def test_no_network_sees_proxies(run: Any) -> None:
+    """A proxy on loopback leads away: one that the environment names, and one that is asked for another machine."""
+    with subprocess.Popen([sys.executable, "-c", PROXY], stdout=subprocess.PIPE, text=True) as proxy:
+        try:
+            assert proxy.stdout is not None
+            port = int(proxy.stdout.readline())
+            result = run(
+                f"""
+                import socket
+                import pytest, requests
+
+                URL = "http://127.0.0.1:{port}"
+
+                @pytest.mark.parametrize("scheme", ["http", "https"])
+                @pytest.mark.parametrize("variable", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+                def test_environment(no_network, monkeypatch, variable, scheme):
+                    monkeypatch.setenv(variable, URL)
+                    with socket.socket() as client, pytest.raises(BaseException, match="{port} of .*_PROXY"):
+                        client.connect(("127.0.0.1", {port}))
+                    no_network.clear()
+
+                ASKED = [
+                    b"CONNECT vault.azure.net:443 HTTP/1.1\\r\\n\\r\\n",
+                    b"GET http://vault.azure.net/x HTTP/1.1\\r\\n\\r\\n",
+                    b"GET https://[2001:db8::1]:1/x HTTP/1.1\\r\\n\\r\\n",
+                    b"\\x05\\x01\\x00\\x03\\x0fvault.azure.net\\x01\\xbb",
+                    b"\\x05\\x01\\x00\\x01\\xc0\\x00\\x02\\x01\\x01\\xbb",
+                ]
+
+                @pytest.mark.parametrize("asked", ASKED)
+                @pytest.mark.parametrize("send", ["send", "sendall", "sendmsg"])
+                def test_asked(no_network, send, asked):
+                    with socket.create_connection(("127.0.0.1", {port})) as client:
+                        with pytest.raises(BaseException, match="a connection through a proxy to .* would leave"):
+                            getattr(client, send)([asked] if send == "sendmsg" else asked)
+                    no_network.clear()
+
+                @pytest.mark.parametrize("url", ["http://vault.azure.net", "https://vault.azure.net"])
+                def test_requests(no_network, url):
+                    with pytest.raises(BaseException, match="through a proxy to vault.azure.net"):
+                        requests.get(url, proxies={{"http": URL, "https": URL}})
+                    no_network.clear()
+
+                HARMLESS = [
+                    b"CONNECT localhost:443 HTTP/1.1\\r\\n\\r\\n",
+                    b"GET http://127.0.0.1/x HTTP/1.1\\r\\n\\r\\n",
+                    b"GET /?at=http://vault.azure.net HTTP/1.1\\r\\n\\r\\n",
+                    b"\\x05\\x01\\x00",
+                ]
+
+                @pytest.mark.parametrize("asked", HARMLESS)
+                def test_harmless(no_network, asked):
+                    with socket.create_connection(("127.0.0.1", {port})) as client:
+                        client.sendall(asked)
+
+                def test_doubles_of_this_process(no_network):
+                    with socket.create_server(("127.0.0.1", 0)) as server:
+                        with socket.create_connection(server.getsockname()) as client:
+                            client.sendall(b"CONNECT vault.azure.net:443 HTTP/1.1\\r\\n\\r\\n")
+                """.replace("\\\\", "\\")
+            )
+        finally:
+            proxy.kill()
+    result.assert_outcomes(passed=6 + 15 + 2 + 4 + 1)
+
+
+def test_the_real_shared_cache_is_left_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fixture writes a token where processes of the user share theirs, finds one there, or empties it."""
+    if not sys.platform.startswith("linux") or not os.access("/dev/shm", os.W_OK):
+        pytest.skip("tokens are shared where Linux has /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as real:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", real)
+        with ImdsEmulator() as imds:
+            ImdsCredential(endpoint=imds.endpoint, shared_cache=True).get_token("https://vault.azure.net/.default")
+            before = {path: path.stat().st_mtime_ns for path in sorted(Path(real).rglob("*.token"))}
+            assert len(before) == 1
+            source = f"""
+                import subprocess, sys
+                import pytest
+                from azure_imds_credential import ImdsCredential
+                from azure_imds_credential._memory_files import empty_folders
+
+                SCOPE = "https://vault.azure.net/.default"
+                CODE = "from azure_imds_credential import ImdsCredential as C; import sys; "
+                CODE += "C(endpoint=sys.argv[1], shared_cache=True).get_token(sys.argv[2])"
+
+                @pytest.mark.parametrize("fixture", ["imds_emulator", "no_network"])
+                def test_own_folder(request, fixture):
+                    request.getfixturevalue(fixture)
+                    token = ImdsCredential(endpoint="{imds.endpoint}", shared_cache=True).get_token(SCOPE)
+                    subprocess.run([sys.executable, "-c", CODE, "{imds.endpoint}", SCOPE], check=True)
+                    assert empty_folders(".token") == 1
+
+                @pytest.mark.imds_recording({str(recording())!r})
+                def test_replay(imds_recording):
+                    ImdsCredential(shared_cache=True).get_token(SCOPE)
+                    assert imds_recording.play_count == 1
+                    assert empty_folders(".token") == 1
+            """
+            imds.clear_requests()
+            run(source).assert_outcomes(passed=3)
+            imds.assert_requests(2)
+        assert {path: path.stat().st_mtime_ns for path in sorted(Path(real).rglob("*.token"))} == before
+
+
+def test_misused_markers(run: Any) -> None:
+    """A marker that has no effect, or not the arguments it needs, is told with the test."""
+    result = run(
+        """
+        import pytest
+
+        @pytest.mark.imds(throttle=True)
+        def test_without_fixture():
+            pass
+
+        @pytest.mark.imds_recording
+        def test_without_path(imds_recording):
+            pass
+
+        @pytest.mark.imds_recording(path="x.yaml")
+        def test_with_a_name(imds_recording):
+            pass
+
+        @pytest.mark.imds(throttel=True)
+        def test_unknown_option(imds_emulator):
+            pass
+        """
+    )
+    result.assert_outcomes(errors=4)
+    result.stdout.fnmatch_lines_random(
+        [
+            "@pytest.mark.imds means nothing: the test does not use imds_emulator",
+            "@pytest.mark.imds_recording takes the path of a recording, got ()",
+            "@pytest.mark.imds_recording takes the path of a recording, got (path='x.yaml')",
+            "E*TypeError: *throttel*",
+        ]
+    )
 
 
 def test_no_network_ends_with_the_test(run: Any) -> None:
@@ -276,7 +491,7 @@ def test_tests_of_classes_and_parameters_have_recordings_of_their_own(run: Any, 
             with ImdsEmulator() as imds:
                 ImdsCredential(endpoint=imds.endpoint).get_token("https://vault.azure.net/.default")
 
-        @pytest.mark.parametrize("parameter", ["a/../../b", "c:d"])
+        @pytest.mark.parametrize("parameter", ["a/../../b", "c:d", "c?d", "a", "A"])
         def test_token(imds_recording, parameter):
             ask()
 
@@ -289,12 +504,16 @@ def test_tests_of_classes_and_parameters_have_recordings_of_their_own(run: Any, 
                     ask()
         """,
         "--imds-record=once",
-    ).assert_outcomes(passed=4)
-    assert sorted(path.name for path in (pytester.path / "recordings" / "test_user").iterdir()) == [
+    ).assert_outcomes(passed=7)
+    found = sorted((pytester.path / "recordings" / "test_user").iterdir())
+    assert sorted(re.sub("-[0-9a-f]{8}[.]", "-HASH.", path.name) for path in found) == [
         "TestOne.TestInner.test_token.yaml",
         "TestOne.test_token.yaml",
-        "test_token[a-..-..-b].yaml",
-        "test_token[c-d].yaml",
+        "test_token[A]-HASH.yaml",
+        "test_token[a-..-..-b]-HASH.yaml",
+        "test_token[a].yaml",
+        "test_token[c-d]-HASH.yaml",
+        "test_token[c-d]-HASH.yaml",
     ]
 
 
