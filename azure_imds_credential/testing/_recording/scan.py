@@ -1,56 +1,95 @@
-"""Finds what should not have been recorded: live-looking tokens, bearer headers, secret values, connection strings."""
+"""Finds what should not have been recorded, or committed: live-looking tokens, keys, passwords and connection strings.
+
+Names and forms are judged by the rules by which `imds_vcr` scrubs. Placeholders, prose, and code that reads a variable
+are left alone. Files are read by what is in them, not by what they are called.
+"""
 
 from __future__ import annotations
 
-import base64
-import codecs
-import gzip
+import functools
 import os
 import re
-import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import yaml
 
-from .fakes import SCRUBBED, TOKEN, is_dummy_token, looks_signed
-from .scrub import SECRET_MEMBERS, SECRET_PAIR, STORAGE_KEY, TOKEN_MEMBERS, is_secret_value, read_json
+from .bodies import as_text, unpacked
+from .fakes import TOKEN, is_dummy_token, is_fake, looks_signed
+from .names import NameKind, kind_of, kind_of_pair, words_of
+from .scrub import Scrubber, from_text_base64
+from .shapes import (
+    BEARER,
+    KNOWN_FORMS,
+    PRIVATE_KEY,
+    PUBLISHED,
+    RUN,
+    STORAGE_KEY,
+    USER_INFO,
+    VAULT_VERSION,
+    could_be_key,
+    is_harmless,
+    is_placeholder,
+    is_random,
+    is_word,
+)
+from .structure import Place, from_base64, json_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# A scheme with what may be a credential (the b64token of RFC 6750). A challenge goes on with name="..." instead.
-_BEARER = re.compile(
-    r"\b(?:Bearer|Basic|PoP|SharedKey(?:Lite)?)\s+(?!\w+=\\?[\"'])(?P<value>[\w.~+/:-]{20,}=*)", re.IGNORECASE
-)
-_PRIVATE_KEY = re.compile(r"(?P<value>-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----)")
-_PATTERNS = (
-    ("bearer header", _BEARER),
-    ("connection string", SECRET_PAIR),
-    ("connection string", STORAGE_KEY),
-    ("private key", _PRIVATE_KEY),
-)
 _CREDENTIAL_HEADERS = frozenset(
     {"api-key", "authorization", "cookie", "proxy-authorization", "set-cookie", "x-ms-authorization-auxiliary"}
 )
-_SHORTEST_SECRET = 8  # characters of a value after "Password=" and the like; shorter ones are "..." and "<key>"
-_PLACEHOLDERS = (SCRUBBED, "redacted", "sanitized", "removed", "dummy", "*")
-_BASE64 = re.compile(r"[\w+/=\s-]{40,}", re.ASCII)  # a whole file of it, in either alphabet of RFC 4648
-_FROM_URL_SAFE = str.maketrans("-_", "+/")
-# What archives and the like hold, or what stands for bytes that are no text: what is hidden there is not known.
+_BASE64_FILE = re.compile(r"[\w+/=\s-]{40,}", re.ASCII)  # a whole file of it, in either alphabet of RFC 4648
+# Stands for bytes that are no text: what is hidden there is not known.
 _UNREADABLE = re.compile("[\0\N{REPLACEMENT CHARACTER}]")
-_SUFFIXES = frozenset({".har", ".json", ".yaml", ".yml"})  # read as documents too; all else as text only
+# A line without one of these has no name that makes its value a secret.
+_TELLING = re.compile(
+    r"pass|pwd|secret|token|key|sig|cred|auth|code|assert|sas\b|\bpat\b|conn|cookie|kube|pfx|otp|bearer", re.IGNORECASE
+)
+_QUOTED = re.compile(
+    r"(?P<q>\\*[\"'`])(?P<name>[\w .:$@/-]{1,80})(?P=q)\s*(?::|=>|=|,)\s*(?P<p>\\*[\"'`])(?P<value>[^\n]*?)(?P=p)"
+)
+_ASSIGNED = re.compile(
+    r"(?<![\w.$-])(?P<name>[A-Za-z_$][\w.$-]*(?: [A-Za-z]\w*){0,2}?)(?P<type>\s*:\s*[A-Za-z][\w.\[\], |]*?)?"
+    r"(?P<sign>[ \t]*(?::=|=>|={1,3}|:)[ \t]*)"
+    r"(?:(?P<p>\\*[rbfuRBFU]?[\"'`])(?P<quoted>[^\n]*?)(?P<e>\\*[\"'`])|\{(?P<braced>[^{}\n]*)\}|(?P<value>[^\s\"'`<>]+))"
+)
+_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
+_XML_ELEMENT = re.compile(r"<(?P<name>[\w.:-]+)(?:\s[^<>]*)?>(?P<value>[^<>\n]{4,4096})</(?P=name)>")
+# What a program says instead of a value: a variable, a call, a member, an index, an operator.
+_CODE = re.compile(
+    r"[\[({!&*+?|.-].*|(?:await|new|not|lambda|typeof|return|self|this|cls|None|null|nullptr|os|process|env|config|settings)\b.*"
+    r"|[A-Za-z_$][\w$]*(?:(?:\.|::|->|\?\.)[A-Za-z_]\w*)*\(.*|[A-Za-z_$][\w$]*(?:(?:\.|::|->|\?\.)[A-Za-z_]\w*)+[,;)\]}]*|[A-Za-z_$][\w$.]*\[.*"
+    r"|[A-Za-z_]+[,;)\]}:]*|[A-Z][A-Z0-9_]+[,;)\]}:]*|[a-z_]+(?:_[a-z0-9]+)+[,;)\]}:]*|[a-z]+(?:[A-Z][a-z0-9]*)+[,;)\]}:]*"
+)
+# Where a secret is kept instead of the secret.
+_REFERENCE = re.compile(
+    r"@Microsoft\.KeyVault\(.*|(?:secretref|vault|op|env|ssm|keyvault|sm|aws-sm|gcp-sm|file|doppler|akv)[:+].*|arn:aws:.*"
+    r"|https?://[\w.-]+\.vault\.azure\.net/\S*|(?:/(?:etc|run|var|home|mnt|secrets?|opt|tmp)|~|\.{1,2})/[\w./-]+|[A-Za-z]:\\.*"
+    r"|ENC\[.*|\{cipher\}.*|\$ANSIBLE_VAULT.*|AgB[A-Za-z0-9+/=]{40,}|!\w+.*|[\w./-]+\.(?:pem|key|crt|pfx|json|txt|ya?ml|env|p12|jks|py)"
+    r"|(?:secrets?|vars?|variables|env|inputs|params|parameters|local|data|module|steps|matrix|github|outputs)\.[\w.\[\]'\"-]+",
+    re.IGNORECASE | re.DOTALL,
+)
+# Words of a label, not of a password.
+_LABEL = re.compile(
+    r"pass(?:word|phrase|wd)?|secret|token|key|credential|auth|bearer|basic|login|sign|code|field|input", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in a recording that looks live.
+    """Something in a file that looks live.
 
     Attributes:
         path: The file.
         where: The line, or the place in the document if it cannot be seen in the text.
-        what: "token", "bearer header", "secret value", "connection string", "private key" or "unreadable".
+        what: "token", "bearer header", "secret value", "connection string", "private key", "random characters",
+            "unreadable", or what detect-secrets calls it.
         excerpt: How it begins, and how long it is; never the whole.
     """
 
@@ -64,11 +103,11 @@ class Finding:
 
 
 def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
-    """What looks live in recordings; nothing found is an empty list.
+    """Return what looks live in recordings and other files; an empty list if nothing does.
 
-    Looks into YAML (vcrpy), JSON and HAR, compressed ones too, into JSON inside them and into compressed or base64
-    bodies; other files are read as text, decoded if the whole file is base64 (URL-safe or not), and what is no text is
-    a finding. The tokens that `imds_vcr` leaves behind are dummies, known by a signature that no key makes.
+    Every file is tried as JSON, JSON lines, HAR and YAML (vcrpy's recordings, foreign tags too), compressed or not,
+    with the JSON and base64 inside it; what cannot be parsed is read as text by the same rules. What is no text is a
+    finding. The fakes that `imds_vcr` leaves behind are known by their spelling.
 
     Args:
         paths: Files, and folders with all that is below them.
@@ -85,23 +124,17 @@ def scan_recordings(paths: Iterable[str | os.PathLike[str]]) -> list[Finding]:
     return findings
 
 
-def scan_text(text: str, path: Path) -> list[Finding]:
-    """What looks live in the text of one recording, which need not have been written yet."""
-    found: dict[tuple[str, str], Finding] = {}
+def scan_text(text: str, path: Path, keep: Iterable[str | re.Pattern[str]] = ()) -> list[Finding]:
+    """Return what looks live in the text of one file, which need not have been written yet.
 
-    def note(where: str, hits: Iterable[tuple[str, str]]) -> None:
-        for what, value in hits:
-            found.setdefault((what, value), Finding(path, where, what, f"{value[:6]}... ({len(value)} characters)"))
-
-    for number, line in enumerate(text.splitlines(), start=1):
-        note(str(number), _in_text(line))
-    if _BASE64.fullmatch(text):
-        for where, hit in _in_document(_from_base64(text), "base64"):
-            note(where, [hit])
-    if _SUFFIXES.intersection(suffix.lower() for suffix in path.suffixes):  # also a.yaml.gz
-        for where, hit in _in_document(_parsed(text), "document"):
-            note(where, [hit])
-    return list(found.values())
+    Args:
+        text: The text.
+        path: What the findings call it.
+        keep: Names and values that are no findings, as `imds_vcr` takes them.
+    """
+    scan = _Scan(text, path, keep)
+    scan.file()
+    return list(scan.found.values())
 
 
 def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
@@ -114,84 +147,423 @@ def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         yield from files
 
 
-def _parsed(text: str) -> Any:
-    """JSON is YAML, but for tabs; a document that cannot be read has been scanned as text."""
+class _Scan:
+    """One file: what was found in it, told once for each value."""
+
+    def __init__(self, text: str, path: Path, keep: Iterable[str | re.Pattern[str]]) -> None:
+        self.whole, self.path = text, path
+        self.found: dict[tuple[str, str], Finding] = {}
+        self.rules = Scrubber(keep)
+        self._seen: set[str] = set()
+
+    def file(self) -> None:
+        bare = self.whole.lstrip("\ufeff")
+        document = json_or_none(bare)
+        if document is not None:
+            self.document(document, Place(), "document")
+            return
+        documents = [each for each in _parsed_as_yaml(bare) if isinstance(each, (dict, list))]
+        for each in documents:
+            self.document(each, Place(), "document")
+        if documents:
+            self.tokens(bare, "text")  # of two members with one name a document has the last one only
+            for comment in re.findall(r"(?m)(?:^|\s)#(.*)$", bare):
+                self.text(comment, "comment")
+        else:
+            self.text(bare, "text")
+            for number, line in enumerate(bare.splitlines(), start=1):
+                if line.lstrip().startswith(("{", "[")) and (inner := json_or_none(line)) is not None:
+                    self.document(inner, Place(), f"line {number}")
+        if _BASE64_FILE.fullmatch(bare):
+            self.content(_from_base64(bare), "base64")
+
+    def note(self, what: str, value: str, where: str) -> None:
+        key = (what, value)
+        if key in self.found or self.rules.is_kept(value, ""):
+            return
+        at = self.whole.find(value)
+        line = str(self.whole.count("\n", 0, at) + 1) if at >= 0 else where
+        self.found[key] = Finding(self.path, line, what, f"{value[:6]}... ({len(value)} characters)")
+
+    # Documents
+
+    def document(self, content: Any, place: Place, where: str) -> None:
+        if isinstance(content, dict):
+            self.members(content, place, where)
+        elif isinstance(content, (list, tuple, set)):
+            for index, item in enumerate(content):
+                self.document(item, place, f"{where}[{index}]")
+        elif isinstance(content, bytes):
+            self.content(content, where)
+        elif isinstance(content, str):
+            self.value(content, place, where)
+        elif isinstance(content, int) and not isinstance(content, bool) and content > 99999:
+            is_secret = kind_of(place.name) is NameKind.SECRET and words_of(place.name)[-1] != "token"
+            if is_secret and not is_fake(str(content)):
+                self.note("secret value", str(content), where)
+
+    def members(self, content: dict[Any, Any], place: Place, where: str) -> None:
+        beside = {str(name): value for name, value in content.items() if isinstance(value, str)}
+        above = (place.name, *place.above)
+        if isinstance(content.get("request"), dict) and isinstance(content["request"].get("uri"), str):
+            self.rules.enter(str(content["request"].get("method")), content["request"]["uri"])
+        if beside.get("encoding") == "base64":  # how HAR writes a body that is no text
+            self.content(from_base64(beside.get("text", "")) or b"", f"{where}.text")
+        if beside.get("kind") == "Secret" and isinstance(content.get("data"), dict):  # Kubernetes
+            for name, value in content["data"].items():
+                plain = from_text_base64(str(value)) or _short_base64(str(value))
+                if plain is not None and not is_placeholder(plain) and not is_fake(plain) and not is_harmless(plain):
+                    self.note("secret value", str(value), f"{where}.data.{name}")
+        for name, value in content.items():
+            self.text(str(name), where)
+            self.document(value, Place(str(name), beside, above), f"{where}.{name}")
+
+    def value(self, value: str, place: Place, where: str) -> None:
+        header = place.name.lower()
+        if header in ("value", "values") and place.beside.get("name", "").lower() in _CREDENTIAL_HEADERS:
+            header = place.beside["name"].lower()  # how HAR writes a header
+        if header in _CREDENTIAL_HEADERS:
+            if value and not _is_harmless_secret(value.rpartition(" ")[2]):
+                self.note("bearer header", value, where)
+            return
+        if header == "base64_string":  # vcrpy's name for a body that is no text
+            self.content(from_base64(value) or b"", where)
+            return
+        kind = self.rules.kind(value, place)
+        body = json_or_none(value)
+        if body is not None:
+            self.document(body, Place(), where)
+            return
+        if kind is NameKind.PUBLIC or is_fake(value):
+            return
+        if not (_has_structure(value) or TOKEN.fullmatch(value)) and self.is_secret(
+            place.name, kind, value, in_document=True
+        ):
+            self.note(_what(place), value, where)
+        else:
+            self.text(value, where)
+            if (inner := from_text_base64(value)) is not None:
+                self.whole_text(inner, where)
+
+    def whole_text(self, text: str, where: str) -> None:
+        """Look into a text that may be a document."""
+        document = json_or_none(text)
+        documents = [document] if document is not None else _parsed_as_yaml(text)
+        for each in documents:
+            self.document(each, Place(), where)
+        if not documents:
+            self.text(text, where)
+
+    def content(self, content: bytes, where: str) -> None:
+        packed = unpacked(content)
+        content = content if packed is None else packed[0]
+        if as_text(content) is None:
+            self.forms(content.decode("latin-1"), where)
+            return
+        text = _unpacked(content)
+        body = json_or_none(text)
+        if body is not None:
+            self.document(body, Place(), where)
+        else:
+            self.text(text, where)
+
+    def is_secret(self, name: str, kind: NameKind, value: str, *, in_document: bool) -> bool:
+        """Return whether a value under a name is a secret, and not a placeholder, a reference or a label."""
+        bare = value.strip()
+        if not in_document and _has_structure(bare):
+            return False
+        if self.rules.is_kept(bare, name) or _is_harmless_secret(bare) or _REFERENCE.fullmatch(bare):
+            return False
+        in_vault = kind_of(name) is NameKind.MAYBE and kind is NameKind.SECRET  # by where it stands, not by its name
+        if kind is NameKind.SECRET:
+            return in_vault or (
+                len(bare) >= (4 if in_document else 5) and not _is_prose(bare) and not _is_label(bare, name)
+            )
+        if kind is NameKind.KEY:
+            return len(bare) >= 8 and could_be_key_or_password(bare) and not _is_prose(bare)
+        return kind is NameKind.MAYBE and _is_doubtful_secret(bare)
+
+    # Texts
+
+    def text(self, text: str, where: str) -> None:
+        if len(text) < 8 or text in self._seen:
+            return
+        self._seen.add(text)
+        self.forms(text, where)
+        for line in text.splitlines() if "\n" in text else [text]:
+            if _TELLING.search(line):
+                self.pairs(line, where)
+        self.runs(text, where)
+        for finding in _second_judge(text):
+            self.note(*finding, where)
+
+    def tokens(self, text: str, where: str) -> None:
+        for token in TOKEN.findall(text) if "eyJ" in text else ():
+            if looks_signed(token) and not is_dummy_token(token) and len(token) > 30:
+                self.note("token", token, where)
+
+    def forms(self, text: str, where: str) -> None:
+        """Note what is known by its form alone, whatever stands around it."""
+        self.tokens(text, where)
+        if "PRIVATE KEY" in text:
+            for key in PRIVATE_KEY.finditer(text):
+                if not _is_fake_key(key["value"]):
+                    self.note("private key", key[0][:60].splitlines()[0], where)
+        for match in BEARER.finditer(text):
+            value = match["value"]
+            told = "authorization" in text[max(0, match.start() - 40) : match.start()].lower()
+            enough = (
+                len(value) >= 16 if told else (len(value) >= 20 and (is_random(value) or STORAGE_KEY.fullmatch(value)))
+            )
+            if enough and not _is_harmless_secret(value) and not _CODE.fullmatch(value):
+                self.note("bearer header", value, where)
+        if "://" in text:
+            for match in USER_INFO.finditer(text):
+                value = unquote(match["value"])
+                if not _is_harmless_secret(value) and not re.fullmatch(r"pass|pwd|pw|\d+|\{.*|\$.*|:.*", value):
+                    self.note("connection string", match["value"], where)
+        for what, pattern in (("connection string", STORAGE_KEY), ("token", KNOWN_FORMS)):
+            for match in pattern.finditer(text):
+                if not _is_harmless_secret(match["value"]) and len(set(match["value"])) > 0:
+                    self.note(what, match["value"], where)
+
+    def pairs(self, line: str, where: str) -> None:
+        if len(line) > 200_000:
+            return
+        for match in _XML_ELEMENT.finditer(line):
+            if self.is_secret(
+                match["name"], kind_of(match["name"].rpartition(":")[2]), match["value"], in_document=True
+            ):
+                self.note("secret value", match["value"], where)
+        for pattern in (_QUOTED, _ARGUMENT):
+            for match in pattern.finditer(line):
+                name, value = match["name"], match["value"]
+                if is_word(value) and ":" not in match[0] and "=" not in match[0]:
+                    continue  # --secret NAME
+                if self.is_secret(name, kind_of_pair(name, value), value, in_document=False):
+                    self.note(_what(Place(match["name"])), match["value"], where)
+        at = 0
+        while (found := _ASSIGNED.search(line, at)) is not None:
+            self.assigned(found, line, where)
+            # A value may hold pairs itself: connection strings, queries.
+            at = max(found.end("sign"), found.start() + 1)
+
+    def assigned(self, match: re.Match[str], line: str, where: str) -> None:
+        name, sign = match["name"], match["sign"].strip()
+        kind = kind_of_pair(name, match["quoted"] or match["value"] or "")
+        if kind is NameKind.PLAIN:
+            return
+        if match["quoted"] is not None:
+            if match["p"].lstrip("\\")[:1] in "fF" and "{" in match["quoted"]:
+                return
+            if self.is_secret(name, kind, match["quoted"], in_document=False) and not re.search(
+                r"\{\w*\}|%s|\$\{", match["quoted"]
+            ):
+                self.note(
+                    "connection string" if ";" in line and sign == "=" else _what(Place(name)), match["quoted"], where
+                )
+            return
+        value = match["value"] if match["value"] is not None else match["braced"]
+        value = value if match["value"] is None else _until_separator(value, line[: match.start()])
+        is_code = sign in ("==", "===", "=>", ":=") or _CODE.fullmatch(value) is not None
+        is_env = (
+            sign == "="
+            and match["type"] is None
+            and match["sign"] == "="
+            and not re.search(r"[(,]\s*$", line[: match.start()])
+        )
+        plain_word = re.fullmatch(r"[A-Za-z_]+", value) is not None
+        if sign == ":" and (plain_word or line[match.end() :].strip()):
+            return
+        if is_code and not (is_env and not plain_word and re.fullmatch(r"[\w]+", value) and re.search(r"\d", value)):
+            return
+        if self.is_secret(name, kind, unquote(value), in_document=False):
+            self.note("connection string" if sign == "=" else _what(Place(name)), value, where)
+
+    def runs(self, text: str, where: str) -> None:
+        """Note random characters without a name: keys are 32 to 100 characters long; what is longer is a document."""
+        if len(text) < 32:
+            return
+        text = unquote(text) if "%" in text else text
+        exempt = [match.span() for pattern in (PUBLISHED, VAULT_VERSION, _BLOCK) for match in pattern.finditer(text)]
+        for match in RUN.finditer(text):
+            run = match[0]
+            if not 32 <= len(run) <= 100 or not _is_mixed(run) or is_fake(run) or not is_random(run):
+                continue
+            before, after = text[max(0, match.start() - 60) : match.start()], text[match.end() : match.end() + 2]
+            in_url = re.search(r"://[^\s\"'<>]*$", before) is not None or (run.count("/") > 2)
+            inside = any(start < match.end() and match.start() < end for start, end in exempt)
+            in_token = before.endswith(".") or after.startswith(".")
+            if (
+                not (in_url or inside or in_token)
+                and not _PUBLIC_BEFORE.search(before)
+                and from_text_base64(run) is None
+            ):
+                self.note("random characters", run, where)
+
+
+# Lines of base64, one after the other: something binary, not a key.
+_BLOCK = re.compile(
+    r"(?m)^[ \t]*[A-Za-z0-9+/_-]{40,}\r?\n(?:[ \t]*[A-Za-z0-9+/=_-]{40,}\r?\n)*[ \t]*[A-Za-z0-9+/=_-]+\r?$"
+)
+_PUBLIC_BEFORE = re.compile(
+    r"(?:etag|md5|sha-?\d+|crc\d*|checksum|digest|integrity|hash|thumbprint|fingerprint|base64,|id|commit|nonce|h1:|certificate"
+    r"|public[ _-]?key|signature|version)\W{0,6}$",
+    re.IGNORECASE,
+)
+
+
+def _has_structure(value: str) -> bool:
+    """Return whether a value is judged by what is in it: a connection string, a signed URL, a file in base64."""
+    if re.search(r"^[A-Za-z][\w ]*=[^;&]*[;&]|\?\w+=", value):
+        return True
+    decoded = from_text_base64(value)
+    return decoded is not None and ("\n" in decoded or decoded.lstrip().startswith("{"))
+
+
+def could_be_key_or_password(value: str) -> bool:
+    """Return whether a value has a digit or the randomness of a key."""
+    return could_be_key(value) or bool(re.search(r"\d", value) and re.search(r"[A-Za-z]", value) and " " not in value)
+
+
+def _is_doubtful_secret(value: str) -> bool:
+    return len(value) >= 20 and could_be_key(value) and from_text_base64(value) is None and not _is_hash(value)
+
+
+def _is_hash(value: str) -> bool:
+    return len(value) in (32, 40, 56, 64, 96, 128) and bool(re.fullmatch("[0-9a-fA-F]+", value))
+
+
+def _is_harmless_secret(value: str) -> bool:
+    return is_placeholder(value) or is_fake(value) or is_dummy_token(value) or not re.search(r"\w", value)
+
+
+def _is_prose(value: str) -> bool:
+    """Return whether a text is a sentence or a title: several words, nearly all of letters."""
+    words = value.split()
+    plain = [word for word in words if re.fullmatch(r"[\"'(]?[^\W\d_]+(?:['\u2019-][^\W\d_]+)*[.,;:!?)\"']*", word)]
+    return len(words) >= 2 and len(plain) >= 0.75 * len(words)
+
+
+def _is_label(value: str, name: str) -> bool:
+    """Return whether a value says the name of something instead of its content."""
+    return bool(re.fullmatch(r"[A-Za-z_.:/ -]+", value) and (_LABEL.search(value) or value.lower() == name.lower()))
+
+
+def _is_mixed(run: str) -> bool:
+    return bool(re.search("[a-z]", run) and re.search("[A-Z]", run) and re.search("[0-9]", run))
+
+
+def _is_fake_key(body: str) -> bool:
+    lines = [line for line in body.replace("\\n", "\n").split() if re.fullmatch(r"[A-Za-z0-9+/]{8,}={0,2}", line)]
+    if lines:
+        return all(is_fake(line) or is_placeholder(line) for line in lines)
+    return bool(body.strip()) and is_placeholder(body.replace("\\n", " ").strip().strip("\"'`").strip())
+
+
+def _until_separator(value: str, before: str) -> str:
+    """Return an unquoted value without what separates it from the next pair."""
+    value = re.split("[;&]", value)[0]
+    return value.split(",")[0].rstrip(")]}") if ";" not in before else value
+
+
+def _what(place: Place) -> str:
+    words = words_of(place.name)
+    return "token" if words and words[-1] == "token" else "secret value"
+
+
+def _short_base64(value: str) -> str | None:
+    content = from_base64(value)
+    if not content:
+        return None
     try:
-        return read_json(text) or list(yaml.safe_load_all(text))
-    except yaml.YAMLError:
+        return content.decode()
+    except UnicodeDecodeError:
         return None
 
 
-def _in_text(text: str) -> Iterator[tuple[str, str]]:
-    for token in TOKEN.findall(text):
-        if looks_signed(token) and not is_dummy_token(token):
-            yield "token", token
-    for what, pattern in _PATTERNS:
-        for match in pattern.finditer(text):
-            if len(match["value"]) >= _SHORTEST_SECRET and not _is_fake(match["value"]):
-                yield what, match["value"]
+class _AnyTagLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # which of the two is known at run time
+    """Reads YAML with the tags of others (!Ref, !vault, !!python/object) as if they were not there."""
 
 
-def _in_document(content: Any, where: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    if isinstance(content, dict):
-        if is_secret_value(content) and "/secrets/" in str(content.get("id")) and not _is_fake(content["value"]):
-            yield where, ("secret value", content["value"])
-        if isinstance(content.get("name"), str) and "value" in content:  # how HAR writes a header
-            yield from _in_member(content["name"].lower(), content["value"], where)
-        if content.get("encoding") == "base64":  # how HAR writes a body that is no text
-            yield from _in_document(_from_base64(str(content.get("text"))), f"{where}.text")
-        for name, value in content.items():
-            yield from _in_member(str(name).lower(), value, f"{where}.{name}")
-    elif isinstance(content, list):
-        for index, item in enumerate(content):
-            yield from _in_document(item, f"{where}[{index}]")
-    elif isinstance(content, bytes):
-        yield from _in_document(_unpacked(content), where)
-    elif isinstance(content, str):
-        yield from ((where, hit) for hit in _in_text(content))
-        yield from _in_body(read_json(content), where)
+def _without_tag(loader: Any, _suffix: str, node: Any) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)
 
 
-def _in_member(name: str, value: Any, where: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    if name in TOKEN_MEMBERS | SECRET_MEMBERS and isinstance(value, str) and value:
-        if not _is_fake(value):
-            yield where, ("token" if name in TOKEN_MEMBERS else "secret value", value)
-    elif name in _CREDENTIAL_HEADERS:
-        for header in value if isinstance(value, list) else [value]:
-            if header and not _is_fake(str(header).rpartition(" ")[2]):
-                yield where, ("bearer header", str(header))
-    elif name == "base64_string" and isinstance(value, str):  # vcrpy's name for a body that is no text
-        yield from _in_document(_from_base64(value), where)
-    else:
-        yield from _in_document(value, where)
+_AnyTagLoader.add_multi_constructor("!", _without_tag)
+_AnyTagLoader.add_multi_constructor("tag:", _without_tag)
 
 
-def _in_body(document: Any, where: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """A JSON body inside a recording. What has a value at its top is a secret that is read or written."""
-    if is_secret_value(document) and not _is_fake(document["value"]):
-        yield where, ("secret value", document["value"])
-    if document is not None:
-        yield from _in_document(document, where)
-
-
-def _is_fake(value: str) -> bool:
-    return is_dummy_token(value) or value.lower().startswith(_PLACEHOLDERS)
+def _parsed_as_yaml(text: str) -> list[Any]:
+    """Return the documents of a YAML text; those before the first that cannot be read."""
+    lines = text.splitlines()[:400]
+    if sum(bool(re.match(r"\s*(?:- )?[\"']?[\w./ $-]+[\"']?\s*:(?:\s|$)|---|\s*- ", line)) for line in lines) * 3 < len(
+        lines
+    ):
+        return []
+    documents: list[Any] = []
+    with suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
+        documents += list(yaml.load_all(text, Loader=_AnyTagLoader))
+    return documents
 
 
 def _unpacked(body: bytes) -> str:
-    for unpack in (gzip.decompress, zlib.decompress):
-        try:
-            return unpack(body).decode(errors="replace")
-        except (OSError, EOFError, zlib.error):
-            continue
-    # What a shell of Windows writes into a file begins with a byte order mark.
-    encoding = "utf-16" if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    return body.decode(encoding, errors="replace")
+    packed = unpacked(body)
+    if packed is not None:
+        return _unpacked(packed[0])
+    text = as_text(body)
+    return text[0] if text is not None else body.decode("utf-8-sig", errors="replace")
 
 
 def _from_base64(text: str) -> bytes:
-    """Of either alphabet, padded or not. Padding ends a piece, and more may follow."""
-    pieces = re.sub("[^A-Za-z0-9+/=]", "", text.translate(_FROM_URL_SAFE)).split("=")
-    # One character too many is less than a byte: something was cut off. More padding than is needed does no harm.
+    """Return what is in a file of base64, of either alphabet, padded or not. After padding more may follow."""
+    pieces = re.sub("[^A-Za-z0-9+/=_-]", "", text).split("=")
+    # One character too many is less than a byte: something was cut off.
     whole = [piece[:-1] if len(piece) % 4 == 1 else piece for piece in pieces]
-    return b"\n".join(base64.b64decode(f"{piece}==") for piece in whole if piece)
+    return b"\n".join(from_base64(piece) or b"" for piece in whole if piece)
+
+
+# The second judge
+
+
+@functools.cache
+def _plugins() -> list[Any]:
+    """Return the detectors of detect-secrets for the tokens of other makers, which have a form of their own."""
+    from detect_secrets.plugins.artifactory import ArtifactoryDetector
+    from detect_secrets.plugins.discord import DiscordBotTokenDetector
+    from detect_secrets.plugins.mailchimp import MailchimpDetector
+    from detect_secrets.plugins.npm import NpmDetector
+    from detect_secrets.plugins.sendgrid import SendGridDetector
+    from detect_secrets.plugins.slack import SlackDetector
+    from detect_secrets.plugins.square_oauth import SquareOAuthDetector
+    from detect_secrets.plugins.stripe import StripeDetector
+    from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
+    from detect_secrets.plugins.twilio import TwilioKeyDetector
+
+    return [
+        detector()
+        for detector in (
+            ArtifactoryDetector,
+            DiscordBotTokenDetector,
+            MailchimpDetector,
+            NpmDetector,
+            SendGridDetector,
+            SlackDetector,
+            SquareOAuthDetector,
+            StripeDetector,
+            TelegramBotTokenDetector,
+            TwilioKeyDetector,
+        )
+    ]
+
+
+def _second_judge(text: str) -> Iterator[tuple[str, str]]:
+    """Yield what detect-secrets finds: its name for it, and the value."""
+    for plugin in _plugins():
+        for value in plugin.analyze_string(text):
+            if value and len(value) >= 16 and not _is_harmless_secret(value):
+                yield plugin.secret_type.lower(), value

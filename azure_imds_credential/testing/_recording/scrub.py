@@ -1,212 +1,596 @@
-"""What is taken out of an exchange before it is written down, and put back when it is replayed."""
+"""Decides, value by value, what of an exchange may be written down, and puts fakes where it may not.
+
+Every text is taken apart until single values are left (`structure`). A value stays if it is harmless by itself. What
+stands under a secret's name (`names`), has a secret's form or is random (`shapes`) gets a fake (`fakes`). What was a
+secret in one place is replaced in all others, too, so a session is read twice: once to find, once to write.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from .fakes import (
+    EMAIL,
     GUID,
     NO_GUID,
-    SCRUBBED,
     TOKEN,
     dummy_of,
-    dummy_token,
     fake_arm_id,
+    fake_email,
     fake_guid,
+    fake_text,
     find_arm_ids,
     is_dummy_token,
+    is_fake,
+)
+from .names import HOLDERS, NAMING, NameKind, describes, is_container, kind_of, kind_of_pair, words_of
+from .shapes import (
+    BEARER,
+    KNOWN_FORMS,
+    PRIVATE_KEY,
+    PUBLISHED,
+    RUN,
+    STORAGE_KEY,
+    USER_INFO,
+    VAULT_VERSION,
+    could_be_key,
+    is_harmless,
+    is_no_word,
+    is_random,
+    is_word,
+)
+from .structure import (
+    Place,
+    from_base64,
+    rewrite_json,
+    rewrite_percent_encoded,
+    rewrite_query,
+    rewrite_xml,
+    to_base64,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
 IMDS_HOST = "http://169.254.169.254"
 
-# Nothing else of a request is written down, Authorization least of all: replay does not look at headers.
+SHORTEST_TAINT = 8  # characters of a secret that is replaced wherever it stands; shorter ones are words by chance
+DEEPEST = 12  # texts inside texts
+
+# Only these headers of a request are written down: replay does not look at headers.
 _KEPT_REQUEST_HEADERS = frozenset({"accept", "content-type", "metadata"})
 # Cookies, and the caller's public address (x-ms-keyvault-network-info).
 _DROPPED_RESPONSE_HEADERS = frozenset({"set-cookie", "x-ms-keyvault-network-info"})
 
-TOKEN_MEMBERS = frozenset({"access_token", "id_token", "refresh_token"})
-# Names in lower case; what other Azure services call the secrets that they hand out.
-SECRET_MEMBERS = frozenset(
-    {
-        "accountkey",
-        "client_secret",
-        "clientsecret",
-        "key1",
-        "key2",
-        "password",
-        "secrettext",
-        "sharedaccesskey",
-        "primarykey",
-        "secondarykey",
-    }
-    | {"connectionstring", "primaryconnectionstring", "secondaryconnectionstring"}
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>\\`{}|^;]+", re.IGNORECASE)
+_URL_PARTS = re.compile(
+    r"(?P<scheme>[^:/?#]+:)?(?://(?P<host>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<end>.*))?", re.DOTALL
 )
-STORAGE_KEY = re.compile(r"(?<![A-Za-z0-9+/])(?P<value>[A-Za-z0-9+/]{86}==)")  # 64 bytes in base64
-# name=value, in connection strings (";"), forms and signed URLs ("&").
-SECRET_PAIR = re.compile(
-    r"(?P<name>\b(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd|client_secret|client_assertion|sig)=)"
-    r"(?P<value>[^;&\s\"'<>]+)",
-    re.IGNORECASE,
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]{1,20}://)?", re.IGNORECASE)
+_QUOTED_PAIR = re.compile(
+    r"(?P<q>\\*[\"'])(?P<name>[\w .:$@-]{1,80})(?P=q)\s*(?::|=>|=)\s*(?P<p>\\*[\"'])(?P<value>.*?)(?P=p)", re.DOTALL
 )
+_PAIR = re.compile(
+    r"(?P<name>[A-Za-z_$][\w.$-]*(?: [A-Za-z]\w*){0,2})[ \t]*(?::=|=>|=)[ \t]*"
+    r"(?:(?P<p>\\*[\"'])(?P<quoted>.*?)(?P=p)|\{(?P<braced>[^{}]*)\}|(?P<value>[^;&\s\"'<>]+))",
+)
+_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
+_LINE_PAIR = re.compile(
+    r"(?P<head>\s*(?:- )?[\"']?(?P<name>[\w.$ -]{1,80}?)[\"']?\s*:[ \t]+)(?P<value>\S.*?)(?P<end>[\s,]*)"
+)
+_ADDRESS_NAME = re.compile(r".*(?:ip|ip-?addr(?:ess)?|clientip|callerip|remote-?addr)", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?")
+_VAULT_PATH = re.compile(r"/(?:deleted)?(?:secrets|keys|certificates|storage)(?:/|$)|/rng$", re.IGNORECASE)
+_VAULT_HOST = re.compile(r"[\w-]+\.(?:vault|managedhsm)\.[\w.]+(?::\d+)?", re.IGNORECASE)
+_PRIVATE_OF_JWK = frozenset({"d", "p", "q", "dp", "dq", "qi", "k", "key_hsm", "r", "t"})
+
+
+class UnreadableError(ValueError):
+    """Something cannot be looked into, so nobody can say that it holds no secret."""
 
 
 class Scrubber:
-    """Replaces what must not be recorded by stable fakes, and remembers which fake the running program knows better.
-
-    Attributes:
-        known: For each fake put into the URI of a request: what stood there. A program that replays with its own
-            client ID gets answers that name this client ID.
-    """
-
-    def __init__(self) -> None:
-        self.known: dict[str, str] = {}
-
-    def request(self, request: Any) -> Any:
-        """A request as it is written down and compared; already scrubbed ones come out unchanged."""
-        request.uri = self._uri(request.uri)
-        kept = {name: value for name, value in request.headers.items() if name.lower() in _KEPT_REQUEST_HEADERS}
-        request.headers = kept
-        if isinstance(request.body, bytes):
-            request.body = scrub_body(request.body)
-        return request
-
-    def _uri(self, uri: str) -> str:
-        parts = urlsplit(uri)
-        host = IMDS_HOST if parts.path.startswith("/metadata/") else f"{parts.scheme}://{parts.netloc}"
-        query = [(name, self._noted(value)) for name, value in parse_qsl(parts.query, keep_blank_values=True)]
-        path = host + self._noted(parts.path)
-        return scrub_pairs(f"{path}?{urlencode(query, quote_via=quote, safe='')}") if query else path
-
-    def _noted(self, text: str) -> str:
-        def note(real: str, fake: str) -> str:
-            if fake != real:
-                self.known[fake] = real
-            return fake
-
-        return scrub_text(text, note)
-
-
-def scrub_response(response: dict[str, Any]) -> dict[str, Any]:
-    """An answer as it is written down; its Content-Length fits the new body."""
-    headers = {
-        name: [_header_value(name.lower(), value) for value in values]
-        for name, values in response["headers"].items()
-        if name.lower() not in _DROPPED_RESPONSE_HEADERS
-    }
-    body = response["body"]["string"] or b""
-    body = body.encode() if isinstance(body, str) else body
-    return with_body({**response, "headers": headers}, scrub_body(body))
-
-
-def with_body(response: dict[str, Any], body: bytes) -> dict[str, Any]:
-    """The same answer with another body."""
-    length = {name: [str(len(body))] for name in response["headers"] if name.lower() == "content-length"}
-    return {**response, "headers": {**response["headers"], **length}, "body": {**response["body"], "string": body}}
-
-
-def _header_value(name: str, value: str) -> str:
-    # Each request has new request IDs. As one constant they do not show up as changes when a session is recorded again.
-    return NO_GUID if name.endswith("request-id") else scrub_text(value)
-
-
-def scrub_body(body: bytes) -> bytes:
-    """A body without tokens, identities and secret values; what is no text stays as it is (the scan looks into it)."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        return body
-    document = read_json(text)
-    if document is None:
-        return scrub_text(text).encode()
-    scrubbed = _secret_value(_walk(document))
-    return body if scrubbed == document else _json_like(text, document, scrubbed).encode()
-
-
-def read_json(text: str) -> dict[str, Any] | list[Any] | None:
-    """The JSON object or array of a text, None if it is none."""
-    if not text.lstrip().startswith(("{", "[")):
-        return None
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return None
-    return document if isinstance(document, (dict, list)) else None
-
-
-def is_secret_value(document: Any) -> bool:
-    """Whether a JSON object looks like a Key Vault secret, read or written: its value is a string beside its name."""
-    return isinstance(document, dict) and isinstance(document.get("value"), str)
-
-
-def _fake_secret_value(document: dict[str, Any]) -> str:
-    """Tells secrets apart by their names, which are in the URI anyway; nothing of the value goes in."""
-    path = urlsplit(str(document.get("id", ""))).path.split("/")
-    return f"{SCRUBBED} value of {path[2]}" if len(path) > 2 else f"{SCRUBBED} value"
-
-
-def _secret_value(document: Any) -> Any:
-    if not is_secret_value(document) or document["value"].startswith(SCRUBBED):
-        return document
-    return {**document, "value": _fake_secret_value(document)}
-
-
-def _walk(document: Any) -> Any:
-    if isinstance(document, dict):
-        # Names, too: Azure Resource Manager lists the identities of a machine by their ARM IDs.
-        return {scrub_text(name): _member(name, value, document) for name, value in document.items()}
-    if isinstance(document, list):
-        return [_walk(item) for item in document]
-    return scrub_text(document) if isinstance(document, str) else document
-
-
-def _member(name: str, value: Any, beside: dict[str, Any]) -> Any:
-    if not isinstance(value, str) or not value:
-        return _walk(value)
-    if name.lower() in SECRET_MEMBERS:
-        return SCRUBBED
-    if name not in TOKEN_MEMBERS:
-        return scrub_text(value)
-    if TOKEN.fullmatch(value):
-        return scrub_text(value)
-    # Tokens are opaque by contract: one that is no JWT becomes one all the same, with what the answer says of it.
-    said = {"aud": beside.get("resource"), "exp": beside.get("expires_on"), "nbf": beside.get("not_before")}
-    return dummy_token({claim: _number(value) for claim, value in said.items() if value})
-
-
-def _number(value: Any) -> Any:
-    return int(value) if str(value).isdigit() else value
-
-
-def _json_like(text: str, document: Any, changed: Any) -> str:
-    """The changed document in the layout of the original: IMDS answers in compact JSON, others with spaces."""
-    compact = (",", ":")
-    was_compact = json.dumps(document, separators=compact, ensure_ascii=False) == text
-    return json.dumps(changed, separators=compact if was_compact else None, ensure_ascii=False)
-
-
-def scrub_text(text: str, note: Callable[[str, str], str] = lambda _, fake: fake) -> str:
-    """A text with dummies for its tokens and fakes for its ARM IDs, GUIDs and the secrets of connection strings.
+    """Replaces what must not be recorded by stable fakes.
 
     Args:
-        text: Any text. One that was scrubbed before comes out unchanged.
-        note: Is told each (real, fake) pair and gives the fake back.
+        keep: What stays whatever it looks like: values and names of values, or patterns that match them whole.
+
+    Attributes:
+        secrets: The fake of each secret found so far.
+        known: For each fake of an identity in the URI of a request: what stood there.
     """
 
-    def dummy(match: re.Match[str]) -> str:
-        return match[0] if is_dummy_token(match[0]) else dummy_of(match[0], scrub_text)
+    def __init__(self, keep: Iterable[str | re.Pattern[str]] = ()) -> None:
+        self._keep = [
+            entry if isinstance(entry, re.Pattern) else re.compile(re.escape(entry), re.IGNORECASE) for entry in keep
+        ]
+        self.secrets: dict[str, str] = {}
+        self.known: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # the fake of each name in an ARM ID
+        self.guids: set[str] = set()  # without dashes, in lower case
+        self._fakes: set[str] = set()
+        self._where = ""
+        self._in_vault = self._is_setting = False
+        self._tainted: re.Pattern[str] | None = None
+        self._decisions = 0  # secrets that were met, known or new
 
-    text = TOKEN.sub(dummy, text)
-    for match in reversed(find_arm_ids(text)):
-        text = text[: match.start()] + note(match[0], fake_arm_id(match)) + text[match.end() :]
-    return scrub_pairs(GUID.sub(lambda guid: note(guid[0], fake_guid(guid[0])), text))
+    # What an exchange consists of
+
+    def enter(self, method: str, uri: str) -> None:
+        """Take a request's URI as the context of all that follows: a vault's values are secrets by their place."""
+        parts = _URL_PARTS.fullmatch(uri)
+        host, path = (parts["host"] or "", parts["path"]) if parts else ("", uri)
+        self._where = f"{method} {host}{path}"
+        self._in_vault = bool(_VAULT_PATH.search(path) or _VAULT_HOST.fullmatch(host)) and "/subscriptions/" not in path
+        self._is_setting = "/kv" in path or host.split(":")[0].endswith(".azconfig.io")
+
+    def taint(self) -> None:
+        """Replace from now on every known secret wherever it stands."""
+        tainted = sorted((real for real in self.secrets if self.is_taint(real)), key=len, reverse=True)
+        self._tainted = re.compile("|".join(map(re.escape, tainted))) if tainted else None
+
+    def is_taint(self, secret: str) -> bool:
+        """Return whether a secret is replaced everywhere: it is long enough, and not the name of a secret itself."""
+        return len(secret) >= SHORTEST_TAINT and kind_of(secret) is not NameKind.SECRET and not is_fake(secret)
+
+    def uri(self, uri: str) -> str:
+        """Return the URI of a request as it is written down and compared; one that was scrubbed comes out unchanged."""
+        parts = _URL_PARTS.fullmatch(uri)
+        if parts is not None and parts["path"].startswith("/metadata/"):
+            host = (parts["scheme"] or "") + "//" + (parts["host"] or "")
+            uri = IMDS_HOST + uri.removeprefix(host)
+        return self._url(uri, self._note)
+
+    def request_headers(self, headers: Mapping[str, str | bytes]) -> dict[str, str]:
+        """Return the headers of a request that are written down; secrets of the others are remembered."""
+        kept = {}
+        for name, value in headers.items():
+            text = str(value, "latin-1") if isinstance(value, bytes) else str(value)
+            changed = self.header(name, text)
+            if name.lower() in _KEPT_REQUEST_HEADERS:
+                kept[name] = changed
+        return kept
+
+    def response_headers(self, headers: Mapping[str, list[str] | str]) -> dict[str, list[str]]:
+        """Return the headers of an answer that are written down; secrets of the others are remembered."""
+        kept = {}
+        for name, values in headers.items():
+            listed = [values] if isinstance(values, str) else values
+            changed = [self.header(name, str(value)) for value in listed]
+            if name.lower() not in _DROPPED_RESPONSE_HEADERS:
+                kept[name] = changed
+        return kept
+
+    def header(self, name: str, value: str) -> str:
+        """Return the value of a header as it is written down."""
+        lower = name.lower()
+        if lower.endswith("request-id"):
+            # Each request has a new one. As a constant they are no changes when a session is recorded again.
+            return NO_GUID
+        if lower in ("cookie", "set-cookie"):
+            return re.sub(r"(?<==)[^;]+", lambda cookie: self._secret(cookie[0], Place(name)), value, count=1)
+        if lower in ("authorization", "proxy-authorization") or lower.endswith(
+            ("-authorization", "-authorization-auxiliary")
+        ):
+            scheme, blank, credential = value.rpartition(" ")
+            return f"{scheme}{blank}{self._secret(credential, Place(name))}" if "=" not in scheme else self.text(value)
+        return self.value(value, Place(name))
+
+    # Values
+
+    def value(self, value: str, place: Place, depth: int = 0) -> str:
+        """Return a value as it is written down.
+
+        Raises:
+            UnreadableError: It has texts inside texts deeper than anyone looks.
+        """
+        if not value or self.is_kept(value, place.name):
+            return value
+        value = self._without_known(value)
+        kind = self.kind(value, place)
+        if kind is NameKind.SECRET:
+            return self._secret(value, place, depth)
+        if kind is NameKind.KEY and is_no_word(value):
+            return self._secret(value, place, depth)
+        if place.name.lower() in ("auth", "_auth") and re.fullmatch(r"[^:\s]+:\S+", from_text_base64(value) or ""):
+            return self._secret(value, place, depth)
+        if kind is NameKind.MAYBE and could_be_key(value) and not is_fake(value) and from_text_base64(value) is None:
+            return self._secret(value, place, depth)
+        if kind is NameKind.PUBLIC:
+            return self._known_guids(value)
+        if place.name and _ADDRESS_NAME.fullmatch(place.name) and _ADDRESS.fullmatch(value) and _is_public(value):
+            _, colon, port = value.partition(":")
+            return f"203.0.113.{hashlib.sha256(value.encode()).digest()[0]}{colon}{port}"
+        return self._name_beside_id(value, place) or self.text(value, depth)
+
+    def number(self, token: str, place: Place) -> str:
+        """Return a JSON number as it is written down."""
+        if self._tainted is not None and token in self.secrets:
+            return self.secrets[token]
+        digits = token.lstrip("-")
+        if not digits.isdigit() or len(digits) < 4 or self.is_kept(token, place.name):
+            return token
+        is_secret = self.kind(token, place) is NameKind.SECRET and words_of(place.name)[-1:] != ["token"]
+        return self._fake(token, place) if is_secret else token
+
+    def text(self, text: str, depth: int = 0) -> str:
+        """Return any text as it is written down, taken apart as far as it goes."""
+        if depth > DEEPEST:
+            raise UnreadableError(f"texts are nested more than {DEEPEST} deep")
+        if not text or is_harmless(text):
+            return text
+        text = self._without_known(text)
+        mark = "\ufeff" if text.startswith("\ufeff") else ""
+        bare = text[len(mark) :]
+
+        def visit(value: str, place: Place) -> str:
+            return (
+                self.value(value, place, depth + 1) if place.name else self._flat(self._without_known(value), depth + 1)
+            )
+
+        changed = rewrite_json(bare, visit, self.number)
+        if changed is None:
+            changed = rewrite_xml(bare, visit)
+        if changed is None and "\n" in bare and not PRIVATE_KEY.search(bare) and not PUBLISHED.search(bare):
+            changed = self._lines(bare, depth)
+        return mark + (self._flat(bare, depth) if changed is None else changed)
+
+    def form(self, text: str) -> str:
+        """Return a form as it is written down."""
+        return rewrite_query(text, self._parameter)
+
+    def _lines(self, text: str, depth: int) -> str | None:
+        if from_text_base64(text) is not None:
+            return None
+        blocks = re.split(r"((?:\r?\n){2,})", text)
+        if len(blocks) > 1:
+            return "".join(self.text(block, depth) if block.strip() else block for block in blocks)
+        return "".join(self._line(line, depth) for line in text.splitlines(keepends=True))
+
+    def _line(self, line: str, depth: int) -> str:
+        bare = line.rstrip("\r\n")
+        head = re.match(r"(?:(?:data|id|event):\s*)?", bare)
+        assert head is not None, "every part of the pattern is optional"
+        rest = bare[head.end() :]
+        if rest.lstrip().startswith(("{", "[", "<")):
+            return head[0] + self.text(rest, depth + 1) + line[len(bare) :]
+        pair = _LINE_PAIR.fullmatch(bare)
+        if pair is not None and "://" not in pair["head"]:
+            quoted = re.fullmatch(r"([\"']?)(.*)\1", pair["value"])
+            assert quoted is not None, "the quotes may be empty"
+            value = self.value(quoted[2], Place(pair["name"].strip()), depth + 1)
+            return f"{pair['head']}{quoted[1]}{value}{quoted[1]}{pair['end']}{line[len(bare) :]}"
+        return self._flat(bare, depth) + line[len(bare) :]
+
+    # What a value is
+
+    def is_kept(self, value: str, name: str) -> bool:
+        return any(entry.fullmatch(value) or (name and entry.fullmatch(name)) for entry in self._keep)
+
+    def kind(self, value: str, place: Place) -> NameKind:
+        name = place.name
+        kind = kind_of(name)
+        if kind is NameKind.SECRET:
+            return kind
+        if "kty" in place.beside:
+            return NameKind.SECRET if name.lower() in _PRIVATE_OF_JWK else NameKind.PUBLIC if name in "nexy" else kind
+        if kind in (NameKind.PLAIN, NameKind.MAYBE) and place.above and self._in_container(place):
+            return NameKind.SECRET
+        return self._kind_of_holder(place, value) or kind if name.lower() in HOLDERS else kind
+
+    def _in_container(self, place: Place) -> bool:
+        return any(map(is_container, place.above[:2])) and not describes(place.name)
+
+    def _kind_of_holder(self, place: Place, value: str) -> NameKind | None:
+        """Return what the name beside or around a `value` says about it."""
+        named = {place.beside[naming]: naming for naming in NAMING if naming in place.beside and naming != place.name}
+        for name, naming in named.items():
+            kind = kind_of(name)
+            if kind in (NameKind.SECRET, NameKind.KEY) or (kind is NameKind.MAYBE and naming.lower() == "keyname"):
+                return NameKind.SECRET
+        if any(kind_of(above) in (NameKind.SECRET, NameKind.KEY) for above in place.above[:2]):
+            return NameKind.SECRET
+        if self._in_container(place):
+            return NameKind.SECRET
+        if place.name.lower() != "value" or self._is_setting:
+            return None
+        if self._in_vault or {"kid", "alg"} & place.beside.keys() or "/secrets/" in place.beside.get("id", ""):
+            return NameKind.SECRET
+        # At the top of a body it is how Key Vault writes a secret. Settings and metrics have a name beside it.
+        at_top = place.above in ((), ("",)) and not named and "@odata.context" not in place.beside
+        return NameKind.SECRET if at_top and not is_harmless(value) else None
+
+    def _name_beside_id(self, value: str, place: Place) -> str | None:
+        """Return the fake of a name that is part of an ARM ID of the session."""
+        if "/" in value and place.name.lower() == "name":
+            changed = "/".join(self.names.get(part.lower(), part) for part in value.split("/"))
+            return changed if changed != value else None
+        fake = self.names.get(value.lower())
+        if fake is None:
+            return None
+        last = (words_of(place.name) or [""])[-1]
+        names_something = last in ("name", "group", "account", "vault", "server", "resource", "workspace", "cluster")
+        distinctive = len(value) >= 6 and re.search(r"[\d-]", value) is not None
+        return fake if names_something or distinctive else None
+
+    # Fakes
+
+    def _secret(self, value: str, place: Place, depth: int = 0) -> str:
+        """Return the fake of a secret; what has a structure keeps it, so that programs can read it."""
+        self._decisions += 1
+        if is_fake(value) or is_dummy_token(value) or not re.search(r"\w", value) or value.lower() in ("true", "false"):
+            return value
+        if value in self.secrets:
+            return self.secrets[value]
+        structured = None if "password" in place.name.lower() else self._structured(value, depth)
+        return self._fake(value, place) if structured is None else structured
+
+    def _structured(self, value: str, depth: int) -> str | None:
+        if TOKEN.fullmatch(value):
+            return self._token(value)
+        if PRIVATE_KEY.search(value):
+            return self._flat(value, depth)
+        if (
+            changed := rewrite_json(value, lambda v, p: self._secret(v, p, depth + 1) if p.name else v, self.number)
+        ) is not None:
+            return changed
+        is_structured = bool(re.search(r"\w=[^;&]*[;&]|://[^/]*@|\?\w+=", value))
+        decoded = from_text_base64(value)
+        if decoded is not None and ("\n" in decoded or decoded.lstrip().startswith("{")):
+            is_structured = True
+        before = self._decisions
+        changed = self.text(value, depth + 1) if is_structured else value
+        if self._decisions > before:
+            return changed
+        return None
+
+    def _fake(self, value: str, place: Place) -> str:
+        if value in self.secrets:
+            return self.secrets[value]
+        # Who knows the fake must not be able to try passwords: only what cannot be guessed goes into a hash. All else
+        # is told apart by where it was met first.
+        guessable = not (len(value) >= 24 and is_random(value))
+        seed = f"{self._where}|{place.name}|{'/'.join(place.above)}" if guessable else value
+        scheme = _SCHEME.match(value)
+        assert scheme is not None, "it may be empty"
+        rest = value[scheme.end() :]
+        for attempt in range(32):
+            fake = scheme[0] + fake_text(rest, f"{seed}|{attempt}")
+            if fake not in self._fakes:
+                break
+        self._fakes.add(fake)
+        self.secrets[value] = fake
+        return fake
+
+    def _token(self, token: str) -> str:
+        self._decisions += 1
+        if is_dummy_token(token) or len(token) < 24:
+            return token
+        dummy = self.secrets.get(token)
+        if dummy is None:
+            dummy = self.secrets[token] = dummy_of(token, self._identities)
+            signature = token.split(".", 2)[2]
+            if len(signature) >= SHORTEST_TAINT:
+                self.secrets.setdefault(signature, dummy.split(".", 2)[2])
+        return dummy
+
+    def _without_known(self, text: str) -> str:
+        if self._tainted is None:
+            return text
+        return self._tainted.sub(lambda secret: self.secrets[secret[0]], text)
+
+    def _known_guids(self, text: str) -> str:
+        def change(guid: re.Match[str]) -> str:
+            return fake_guid(guid[0]) if re.sub("[-_]", "", guid[0]).lower() in self.guids else guid[0]
+
+        return GUID.sub(change, text)
+
+    # Texts without structure
+
+    def _flat(self, text: str, depth: int) -> str:
+        if is_dummy_token(text):
+            return text
+        text = PRIVATE_KEY.sub(lambda key: self._within(key, self._private_key(key["value"])), text)
+        text = TOKEN.sub(lambda token: self._token(token[0]), text)
+        text = _URL.sub(lambda url: self._url(url[0], depth=depth), text)
+        for form in (BEARER, USER_INFO, STORAGE_KEY, KNOWN_FORMS):
+            text = form.sub(
+                lambda match: self._within(match, self._secret(match["value"], Place("credential password"))), text
+            )
+        text = self._pairs(text, depth)
+        text = rewrite_percent_encoded(text, lambda decoded: self.text(decoded, depth + 1))
+        return self._runs(self._identities(text), depth)
+
+    def _private_key(self, body: str) -> str:
+        """Return the body of a PEM block with fakes for its lines; the headers of old ones stay."""
+        return re.sub(r"[A-Za-z0-9+/]{8,}={0,2}", lambda line: self._secret(line[0], Place("private key")), body)
+
+    def _pairs(self, text: str, depth: int) -> str:
+        def change(pair: re.Match[str]) -> str:
+            group = next(name for name in ("value", "quoted", "braced") if pair.groupdict().get(name) is not None)
+            value, rest = pair[group], ""
+            if group == "value" and ";" not in text and "," in value:
+                value, comma, rest = value.partition(",")
+                rest = comma + rest
+            changed = self._pair_value(pair["name"], value, depth)
+            if rest:
+                rest = self._pairs(rest, depth)
+            return self._within(pair, changed + rest, group)
+
+        for pattern in (_QUOTED_PAIR, _PAIR, _ARGUMENT):
+            if "=" in text or ":" in text or "-" in text:
+                text = pattern.sub(change, text)
+        return text
+
+    def _pair_value(self, name: str, value: str, depth: int) -> str:
+        bare = unquote(value)
+        kind = kind_of_pair(name, bare)
+        if not value or self.is_kept(bare, name):
+            return value
+        is_secret = kind is NameKind.SECRET or (kind is NameKind.KEY and is_no_word(bare))
+        if is_secret or (kind is NameKind.MAYBE and could_be_key(bare) and not is_fake(bare)):
+            changed = self._secret(bare, Place(name), depth)
+            return value if changed == bare else quote(changed, safe="") if bare != value else changed
+        return self._pairs(value, depth) if "=" in value and len(value) < 65536 else value
+
+    @staticmethod
+    def _within(match: re.Match[str], changed: str, group: str = "value") -> str:
+        start, end = match.start(group) - match.start(), match.end(group) - match.start()
+        return match[0][:start] + changed + match[0][end:]
+
+    def _identities(self, text: str, note: Callable[[str, str], str] = lambda _, fake: fake) -> str:
+        def note_name(real: str, fake: str) -> None:
+            self.names.setdefault(real.lower(), fake)
+
+        for match in reversed(find_arm_ids(text)):
+            text = text[: match.start()] + note(match[0], fake_arm_id(match, note_name)) + text[match.end() :]
+
+        def guid(match: re.Match[str]) -> str:
+            fake = fake_guid(match[0])
+            if fake != match[0]:
+                self.guids.add(re.sub("[-_]", "", match[0]).lower())
+            return note(match[0], fake)
+
+        text = self._outside(VAULT_VERSION, GUID, guid, text)
+        if "@" not in text:
+            return text
+        return EMAIL.sub(
+            lambda email: email[0] if is_fake(email[0].rpartition(".")[0]) else self._email(email[0]), text
+        )
+
+    def _email(self, real: str) -> str:
+        if real not in self.secrets:
+            self.secrets[real] = fake_email(real, f"{self._where}|{len(self.secrets)}")
+        return self.secrets[real]
+
+    def _runs(self, text: str, depth: int) -> str:
+        if len(text) < 16:
+            return text
+
+        def change(run: re.Match[str]) -> str:
+            value = run[0]
+            if is_fake(value) or self.is_kept(value, ""):
+                return value
+            decoded = from_text_base64(value)
+            if decoded is not None:
+                changed = self.text(decoded, depth + 1)
+                return value if changed == decoded else to_base64(changed.encode(), value)
+            return (
+                self._fake(value, Place("random characters"))
+                if is_random(value) and "recorded-" not in value
+                else value
+            )
+
+        whole = from_text_base64(text) if "\n" in text.strip() else None
+        if whole is not None:
+            changed = self.text(whole, depth + 1)
+            return text if changed == whole else to_base64(changed.encode(), text)
+        return self._outside(_EXEMPT, RUN, change, text)
+
+    @staticmethod
+    def _outside(
+        exempt: re.Pattern[str], pattern: re.Pattern[str], change: Callable[[re.Match[str]], str], text: str
+    ) -> str:
+        spans = [match.span() for match in exempt.finditer(text)]
+        if not spans:
+            return pattern.sub(change, text)
+
+        def outside(match: re.Match[str]) -> str:
+            inside = any(start < match.end() and match.start() < end for start, end in spans)
+            return match[0] if inside else change(match)
+
+        return pattern.sub(outside, text)
+
+    # URLs
+
+    def _url(self, url: str, note: Callable[[str, str], str] = lambda _, fake: fake, depth: int = 0) -> str:
+        parts = _URL_PARTS.fullmatch(self._without_known(url))
+        if parts is None:
+            return url
+        host = parts["host"]
+        if host is not None and "@" in host:
+            user, _, machine = host.rpartition("@")
+            name, colon, password = user.partition(":")
+            changed = self._secret(unquote(password), Place("password")) if password else ""
+            password = password if changed == unquote(password) else quote(changed, safe="")
+            user = f"{self._flat(name, depth)}{colon}{password}"
+            host = f"{user}@{machine}"
+        host = None if host is None else GUID.sub(lambda guid: note(guid[0], self._identities(guid[0])), host)
+
+        def parameter(value: str, place: Place) -> str:
+            return self._parameter(value, place, note)
+
+        made = (parts["scheme"] or "") + ("" if host is None else f"//{host}") + self._path(parts["path"], note)
+        if parts["query"] is not None:
+            made += "?" + rewrite_query(parts["query"], parameter)
+        if parts["end"] is not None:
+            end = parts["end"]
+            made += "#" + (rewrite_query(end, parameter) if "=" in end else self._flat(end, depth))
+        return made
+
+    def _path(self, path: str, note: Callable[[str, str], str]) -> str:
+        changed = self._identities(path, note)
+        segments = []
+        for segment in changed.split("/"):
+            decoded = unquote(segment)
+            if len(decoded) < 8:
+                segments.append(segment)
+                continue
+            better = self._identities(decoded, note) if decoded != segment else decoded
+            segments.append(segment if better == decoded else quote(better, safe="-._~!$&'()*+,;=:@"))
+        path = "/".join(segments)
+        return self._outside(_EXEMPT, RUN, lambda run: self._segment(run[0]), path) if len(path) > 16 else path
+
+    def _segment(self, run: str) -> str:
+        def change(part: str) -> str:
+            decodes = from_text_base64(part)
+            if decodes is not None and (changed := self.text(decodes)) != decodes:
+                return to_base64(changed.encode(), part)
+            is_secret = decodes is None and is_random(part) and not is_fake(part) and not part.startswith("recorded-")
+            return self._fake(part, Place("path")) if is_secret and not self.is_kept(part, "") else part
+
+        return "/".join(map(change, run.split("/")))
+
+    def _parameter(self, value: str, place: Place, note: Callable[[str, str], str] = lambda _, fake: fake) -> str:
+        if self.is_kept(value, place.name):
+            return value
+        if place.name.lower() == "code" and not is_harmless(value) and not (value.isdigit() or is_word(value)):
+            return self._secret(self._without_known(value), place)
+        if self.kind(value, place) is NameKind.PLAIN:
+            value = self._identities(self._without_known(value), note)
+        return self.value(value, place)
+
+    def _note(self, real: str, fake: str) -> str:
+        if fake != real:
+            self.known[fake] = real
+        return fake
 
 
-def scrub_pairs(text: str) -> str:
-    """A text without the secrets of its name=value pairs, and without the keys of storage accounts."""
-    return STORAGE_KEY.sub(SCRUBBED, SECRET_PAIR.sub(lambda pair: pair["name"] + SCRUBBED, text))
+_EXEMPT = re.compile(f"{PUBLISHED.pattern}|{VAULT_VERSION.pattern}", re.IGNORECASE)
+
+
+def from_text_base64(value: str) -> str | None:
+    """Return the text that is written in base64, None if it is none. Text is what a reader can read."""
+    if len(value) < 12:
+        return None
+    content = from_base64(value)
+    if not content or len(content) < 8:
+        return None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    readable = sum(char.isprintable() or char in "\r\n\t" for char in text)
+    return text if readable == len(text) and sum(char.isascii() for char in text) > 0.9 * len(text) else None
+
+
+def _is_public(address: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(address.partition(":")[0]).is_global
+    except ValueError:
+        return False

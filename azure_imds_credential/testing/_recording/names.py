@@ -1,0 +1,149 @@
+"""What the name of a value says about it: whether Azure's services, or anyone else, keep secrets under such a name."""
+
+from __future__ import annotations
+
+import functools
+import re
+from enum import Enum
+
+
+class NameKind(Enum):
+    """What is known of a value by its name."""
+
+    SECRET = "whatever stands there is a secret"  # noqa: S105 - no password
+    KEY = "a secret, unless it is a plain word"
+    MAYBE = "a secret if it could be one by its form"
+    PUBLIC = "made to be published: checksums, certificates, public keys"
+    PLAIN = "nothing"
+
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+
+# The last word of a name that makes the value a secret.
+_SECRET_WORDS = frozenset(
+    """
+    password passwd passwort pwd passphrase passcode secret assertion sas sig jwt pat kubeconfig kubeconfigs pfx
+    cookie authorization apikey accesskey secretkey privatekey accountkey dbpassword clientsecret authtoken
+    accesstoken refreshtoken bearer otp totp samlresponse samlassertion connectionstring sharedaccesskey
+    sharedaccesssignature masterkey functionkey hostkey userpwd publishingpassword subscriptionkey adminpassword
+    administratorloginpassword pass
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+# The two last words.
+_SECRET_PAIRS = frozenset(
+    """
+    connection-string connection-strings secret-value secret-text secret-string secret-data secret-key secret-hex
+    secret-access secret-bytes secure-value password-value key-data device-code user-code authorization-code
+    auth-code code-verifier protected-settings sas-uri sas-url shared-access access-signature access-key account-key
+    api-key auth-key function-key functions-key host-key master-key system-key shared-key storage-key subscription-key
+    admin-key query-key client-key private-key signing-key encryption-key symmetric-key delegation-key webhook-key
+    license-key listen-key send-key manage-key deploy-key service-key server-key session-key app-key application-key
+    consumer-key hmac-key aes-key authentication-key authorization-key registration-key workspace-key readonly-key
+    write-key certificate-key saml-response client-assertion basic-auth proxy-authorization authorization-auxiliary
+    source-authorization admin-pass db-pass database-pass user-pass mysql-pass postgres-pass redis-pass smtp-pass
+    kv-secret
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+# A name that ends in "token" is a secret, unless one of these comes before it: places in a list, and counts.
+_OTHER_TOKENS = frozenset(
+    """
+    next continuation skip cancellation page sync delta cursor resume max min total prompt completion input output
+    stop start end unk pad eos bos num change marker range
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+# A name that ends in "key" may be one of a row, a list or a table.
+_OTHER_KEYS = frozenset(
+    """
+    partition row sort foreign object cache routing group index unique composite lookup natural range field property
+    resource map translation message event dedupe hot short config setting order label feature json dictionary
+    parent child item cell public issue project ticket lock entity table column custom answer question context
+    correlation telemetry metric dimension state
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+# Two halves of one pair of keys; a database has a "primary key" as well, which is a word.
+_KEYS = frozenset({"primary-key", "secondary-key", "primary-keys", "secondary-keys"})
+_MAYBE_WORDS = frozenset(
+    """
+    key keys code token value signature nonce state hash salt seed digest login auth primary secondary
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+
+_PUBLIC_NAMES = re.compile(
+    r"(?:etag|if-?(?:none-?)?match|(?:x-ms-)?(?:blob-)?content-?(?:md5|crc64|sha\d*)|x-ms-content-crc64|md5|crc64|crc32c?"
+    r"|(?:content-?)?sha-?(?:1|224|256|384|512)(?:sum)?|digest|checksum|integrity|thumbprint|fingerprint|x5t(?:#?s256)?"
+    r"|x5c|cer|certificate-?authority(?:-?data)?|client-?certificate-?data|ca-?data|public-?key(?:-?data)?|key-?data-?public"
+    r"|commit(?:-?(?:id|sha))?|git-?(?:commit|sha)|revision|image-?digest|kid|version-?id|serial-?number)",
+    re.IGNORECASE,
+)
+_PUBLIC_WORDS = frozenset(
+    {"etag", "md5", "sha1", "sha256", "sha384", "sha512", "crc64", "checksum", "thumbprint", "digest"}
+)
+# Members that hold the value of something that is named beside them or around them.
+HOLDERS = frozenset(
+    """
+    value defaultvalue securevalue secretvalue stringvalue currentvalue text data content #text rawvalue
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+NAMING = ("name", "key", "keyname", "keyName", "Name", "Key", "KeyName", "secretName", "variable", "settingName")
+# A mapping or a list under one of these holds secrets, whatever their names.
+_CONTAINERS = re.compile(
+    r"(?:function|system|host|master|access|account|shared|admin|query|api|subscription|auth\w*|storage|list)_?-?keys"
+    r"|keys|secrets|credentials|passwords|stringdata|secureobject|protectedsettings\w*|connection_?strings",
+    re.IGNORECASE,
+)
+# What stands beside the secrets in such a container, and says nothing secret.
+_DESCRIBING = re.compile(
+    r"(?:\w*name|permissions?|rights|type|kind|id|\w*uri|\w*url|location|region|created\w*|creation\w*|updated\w*"
+    r"|\w*time|\w*date|\w*on|enabled|description|label|links?|href|rel|tags?|status|state|version|contenttype"
+    r"|apiversion|username|userid|user|login|server|host|authority|identity\w*|provider|scheme|startdatetime|enddatetime"
+    r"|hint|keyid|kid|kty|alg|use|usage|namespace|file\w*|path|mount\w*|ref|optional|method)",
+    re.IGNORECASE,
+)
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in camel case, with dashes, underscores, dots or blanks, in lower case."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+@functools.lru_cache(maxsize=4096)
+def kind_of(name: str) -> NameKind:
+    """Return what a name says about its value."""
+    words = words_of(name)
+    if not words:
+        return NameKind.PLAIN
+    if _PUBLIC_NAMES.fullmatch(name.strip("_$@ ")) or words[-1] in _PUBLIC_WORDS:
+        return NameKind.PUBLIC
+    while len(words) > 1 and words[-1].isdigit():  # password1, key2
+        words = words[:-1]
+    last, joined, pair = words[-1], "".join(words), "-".join(words[-2:])
+    if pair in _KEYS:
+        return NameKind.KEY
+    if last in _SECRET_WORDS or joined in _SECRET_WORDS or pair in _SECRET_PAIRS or last.endswith("password"):
+        return NameKind.SECRET
+    if last == "token" and not _OTHER_TOKENS.intersection(words):
+        return NameKind.SECRET if len(words) > 1 else NameKind.KEY
+    if last == "key" and words[0] in ("primary", "secondary") and len(words) > 2:  # secondaryReadonlyMasterKey
+        return NameKind.SECRET
+    if last == "key" and len(words) > 1 and not _OTHER_KEYS.intersection(words):
+        return NameKind.KEY
+    return NameKind.MAYBE if last in _MAYBE_WORDS or name.lower() in HOLDERS else NameKind.PLAIN
+
+
+def kind_of_pair(name: str, value: str) -> NameKind:
+    """Return what a name says about its value, where the value may be the address of who gives a secret out."""
+    if name.lower().rpartition(" ")[2].startswith("authorization") and value.lower().startswith(
+        ("http://", "https://")
+    ):
+        return NameKind.PLAIN  # a challenge of Key Vault
+    return kind_of(name)
+
+
+def is_container(name: str) -> bool:
+    """Return whether what lies under a name is all secrets."""
+    return bool(_CONTAINERS.fullmatch(name))
+
+
+def describes(name: str) -> bool:
+    """Return whether a member of such a container describes a secret instead of being one."""
+    return bool(_DESCRIBING.fullmatch(name)) and kind_of(name) is not NameKind.SECRET

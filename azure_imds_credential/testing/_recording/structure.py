@@ -1,0 +1,285 @@
+"""Structured texts, changed value by value: all that is not changed stays as it is, character by character.
+
+Each function takes a text and a visitor, and returns the text with the visitor's values, or None if the text is not of
+its kind. Nothing is parsed and written anew, so number forms, blanks, order and duplicates are those of the original.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# A JSON text is strings, punctuation, and all else: numbers and literals.
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_XML_TOKEN = re.compile(
+    r"<!\[CDATA\[(?P<cdata>.*?)\]\]>|<!--(?P<comment>.*?)-->|<[?!][^>]*>|<(?P<close>/?)(?P<tag>[A-Za-z_][\w.:-]*)"
+    r"(?P<attributes>(?:\s+[\w.:-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'))*)\s*(?P<empty>/?)>|(?P<text>[^<]+)",
+    re.DOTALL,
+)
+_XML_ATTRIBUTE = re.compile(r"(?P<name>[\w.:-]+)\s*=\s*(?P<quote>[\"'])(?P<value>.*?)(?P=quote)", re.DOTALL)
+_PERCENT_RUN = re.compile(
+    r"(?:[\w.~!*'()+/:@,;$-]|%[0-9A-Fa-f]{2})*%[0-9A-Fa-f]{2}(?:[\w.~!*'()+/:@,;$-]|%[0-9A-Fa-f]{2})*"
+)
+DEEPEST = 200  # arrays and objects inside each other that are followed
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands.
+
+    Attributes:
+        name: The name of its member, element, attribute or variable; empty if it has none.
+        beside: The other members of the same object, those that are text.
+        above: The names of what encloses it, innermost first.
+    """
+
+    name: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    above: tuple[str, ...] = ()
+
+
+Visit = "Callable[[str, Place], str]"
+
+
+def rewrite_json(
+    text: str, visit: Callable[[str, Place], str], visit_number: Callable[[str, Place], str] | None = None
+) -> str | None:
+    """Change the strings of a JSON text, names of members included (which have an empty name themselves).
+
+    Args:
+        text: A whole JSON object or array.
+        visit: Gets each string, decoded, and its place.
+        visit_number: Gets each number as it is written.
+
+    Returns:
+        The changed text, or None if this is no JSON object or array.
+    """
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    changes: list[tuple[int, int, str]] = []
+    _Json(text, visit, visit_number, changes).read()
+    return _changed(text, changes)
+
+
+class _Json:
+    """One pass over the tokens of a valid JSON text."""
+
+    def __init__(
+        self,
+        text: str,
+        visit: Callable[[str, Place], str],
+        visit_number: Callable[[str, Place], str] | None,
+        changes: list[tuple[int, int, str]],
+    ) -> None:
+        self.visit, self.visit_number, self.changes = visit, visit_number, changes
+        self.tokens = [(match[0], match.start()) for match in _JSON_TOKEN.finditer(text)]
+        self.at = 0
+
+    def read(self) -> None:
+        self.value("", {}, ())
+
+    def value(self, name: str, beside: Mapping[str, str], above: tuple[str, ...]) -> None:
+        word, start = self.tokens[self.at]
+        if word == "{":
+            self.members((name, *above))
+        elif word == "[":
+            self.at += 1
+            while self.tokens[self.at][0] != "]":
+                if self.tokens[self.at][0] == ",":
+                    self.at += 1
+                else:
+                    self.value(name, beside, above)
+            self.at += 1
+        else:
+            self.at += 1
+            place = Place(name, beside, above)
+            if word.startswith('"'):
+                self.string(word, start, place)
+            elif self.visit_number is not None and (word[0].isdigit() or word[0] == "-"):
+                self.note(word, start, self.visit_number(word, place))
+
+    def members(self, above: tuple[str, ...]) -> None:
+        beside = self.texts()
+        self.at += 1
+        while self.tokens[self.at][0] != "}":
+            word, start = self.tokens[self.at]
+            if word == ",":
+                self.at += 1
+                continue
+            self.string(word, start, Place("", {}, above))
+            self.at += 2
+            self.value(_decoded(word), beside, above)
+        self.at += 1
+
+    def texts(self) -> dict[str, str]:
+        """Return the members of the object that begins here whose values are strings."""
+        depth, at = 0, self.at
+        found: dict[str, str] = {}
+        while True:
+            word = self.tokens[at][0]
+            if word in "{[":
+                depth += 1
+            elif word in "}]":
+                depth -= 1
+                if depth == 0:
+                    return found
+            elif depth == 1 and word == ":" and self.tokens[at + 1][0].startswith('"'):
+                found[_decoded(self.tokens[at - 1][0])] = _decoded(self.tokens[at + 1][0])
+            at += 1
+
+    def string(self, word: str, start: int, place: Place) -> None:
+        value = _decoded(word)
+        changed = self.visit(value, place)
+        if changed != value:
+            self.note(word, start, json.dumps(changed, ensure_ascii=word.isascii()))
+
+    def note(self, word: str, start: int, changed: str) -> None:
+        if changed != word:
+            self.changes.append((start, start + len(word), changed))
+
+
+def _decoded(token: str) -> str:
+    value: str = json.loads(token, strict=False)
+    return value
+
+
+def rewrite_xml(text: str, visit: Callable[[str, Place], str]) -> str | None:
+    """Change texts, CDATA, comments and attributes of XML or HTML; None if the text does not begin as such."""
+    if not re.match(r"\s*<[?!A-Za-z]", text):
+        return None
+    changes: list[tuple[int, int, str]] = []
+    open_tags: list[str] = []
+    beside: dict[str, str] = {}
+
+    def element(start: int, end: int, place: Place) -> None:
+        raw = text[start:end]
+        value = html.unescape(raw)
+        if value.strip() and (changed := visit(value, place)) != value:
+            changes.append((start, end, html.escape(changed, quote=False)))
+
+    for match in _XML_TOKEN.finditer(text):
+        above = tuple(_local(tag) for tag in reversed(open_tags))
+        if match["tag"] and not match["close"]:
+            attributes = {a["name"]: html.unescape(a["value"]) for a in _XML_ATTRIBUTE.finditer(match["attributes"])}
+            for attribute in _XML_ATTRIBUTE.finditer(text, match.start("attributes"), match.end("attributes")):
+                value = html.unescape(attribute["value"])
+                changed = visit(value, Place(_local(attribute["name"]), attributes, (_local(match["tag"]), *above)))
+                if changed != value:
+                    changes.append((attribute.start("value"), attribute.end("value"), html.escape(changed)))
+            if not match["empty"]:
+                open_tags.append(match["tag"])
+        elif match["tag"]:
+            while open_tags and open_tags.pop() != match["tag"]:
+                pass
+        elif match["text"] and match["text"].strip():
+            beside = {**beside, above[0]: match["text"].strip()} if above else beside
+            element(match.start(), match.end(), Place(above[0] if above else "", beside, above[1:]))
+        elif match["cdata"]:
+            changed = visit(match["cdata"], Place(above[0] if above else "", {}, above[1:]))
+            if changed != match["cdata"]:
+                changes.append((match.start("cdata"), match.end("cdata"), changed))
+        elif match["comment"]:
+            changed = visit(match["comment"], Place("", {}, above))
+            if changed != match["comment"]:
+                changes.append((match.start("comment"), match.end("comment"), changed))
+    return _changed(text, changes)
+
+
+def _local(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def rewrite_query(text: str, visit: Callable[[str, Place], str], above: tuple[str, ...] = ()) -> str:
+    """Change the values of a query or form; what has no "=" is a value without a name."""
+    parts = re.split("([&])", text)
+    beside = {}
+    for part in parts[::2]:
+        name, _, value = part.partition("=")
+        beside[unquote(name.replace("+", " "))] = unquote(value.replace("+", " "))
+    for index in range(0, len(parts), 2):
+        name, equals, value = parts[index].partition("=")
+        if not equals:
+            name, value = "", name
+        decoded = unquote(value.replace("+", " "))
+        changed = visit(decoded, Place(unquote(name.replace("+", " ")), beside, above))
+        if changed != decoded:
+            parts[index] = f"{name}{equals}{quote(changed, safe='')}"
+    return "".join(parts)
+
+
+def rewrite_percent_encoded(text: str, visit: Callable[[str], str]) -> str:
+    """Change what is percent-encoded inside a text."""
+
+    def change(run: re.Match[str]) -> str:
+        decoded = unquote(run[0])
+        changed = visit(decoded)
+        if changed == decoded:
+            return run[0]
+        safe = "".join(char for char in "/:@,;$-!*'()+=&?" if char in run[0])
+        return quote(changed, safe=safe)
+
+    return _PERCENT_RUN.sub(change, text) if "%" in text else text
+
+
+def from_base64(text: str) -> bytes | None:
+    """Return the bytes that base64 of either alphabet stands for, None if it is none. Line breaks are allowed."""
+    joined = re.sub(r"\s", "", text)
+    if (
+        len(joined) < 4
+        or not re.fullmatch(r"(?:[A-Za-z0-9+/]+|[A-Za-z0-9_-]+)={0,2}", joined)
+        or len(joined.rstrip("=")) % 4 == 1
+    ):
+        return None
+    try:
+        return base64.b64decode(joined.rstrip("=").translate(_FROM_URL_SAFE) + "==")
+    except (binascii.Error, ValueError):
+        return None
+
+
+_FROM_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def to_base64(content: bytes, like: str) -> str:
+    """Return the base64 of some bytes in the alphabet, padding and line length of another one."""
+    encoded = base64.b64encode(content).decode()
+    if re.search("[-_]", like) or not re.search("[+/=]", like):
+        encoded = encoded.translate(str.maketrans("+/", "-_")) if re.search("[-_]", like) else encoded
+    if not like.rstrip().endswith("=") and len(re.sub(r"\s", "", like)) % 4:
+        encoded = encoded.rstrip("=")
+    lines = like.split("\n")
+    if len(lines) > 1 and lines[0]:
+        width, end = len(lines[0].rstrip("\r")), "\r\n" if lines[0].endswith("\r") else "\n"
+        encoded = end.join(encoded[at : at + width] for at in range(0, len(encoded), width))
+        encoded += end if like.endswith("\n") else ""
+    return encoded
+
+
+def _changed(text: str, changes: list[tuple[int, int, str]]) -> str:
+    parts, at = [], 0
+    for start, end, new in sorted(changes):
+        parts += [text[at:start], new]
+        at = end
+    return "".join((*parts, text[at:]))
+
+
+def json_or_none(text: str) -> Any:
+    """Return the JSON object or array of a text, None if it is none."""
+    if not text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
+        return None
+    try:
+        return json.loads(text.lstrip("\ufeff"), strict=False)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,843 @@
+"""Exchanges with Azure's services that carry a secret, and exchanges that carry none. All values are made up here."""
+
+# ruff: noqa: E501 - a body is easier to read on one line, as it is sent
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+SUBSCRIPTION = "0d46c104-7b1e-4c1a-9f3d-5a2b6c7d8e9f"
+CLIENT = "6a7b1f0c-94c5-4d5e-8d1c-0b6a5a1c9e11"
+JSON = {"Content-Type": "application/json"}
+XML = {"Content-Type": "application/xml"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def _bytes(count: int, seed: int) -> bytes:
+    """Bytes that look random and are the same in every run."""
+    return bytes((seed * 131 + 89 * i * i + 57 * i * seed + (i * i * i) // 7) % 256 for i in range(count))
+
+
+def b64(content: bytes | str) -> str:
+    return base64.b64encode(content.encode() if isinstance(content, str) else content).decode()
+
+
+def b64url(content: bytes | str) -> str:
+    return base64.urlsafe_b64encode(content.encode() if isinstance(content, str) else content).rstrip(b"=").decode()
+
+
+def jwt(**claims: Any) -> str:
+    return ".".join((b64url('{"typ":"JWT","alg":"RS256"}'), b64url(json.dumps(claims)), b64url(_bytes(256, 5))))
+
+
+ACCOUNT_KEY = b64(_bytes(64, 3))
+KEY_32 = b64(_bytes(32, 7))
+HEX_32 = _bytes(16, 9).hex()
+FUNCTION_KEY = b64url(_bytes(40, 11)) + "AzFu" + b64url(_bytes(6, 2)) + "=="
+PASSWORD = "Hunter2-s3cret!"
+TOKEN = jwt(oid=CLIENT, tid=SUBSCRIPTION, name="Payroll Service")
+OPAQUE = "0.AXoA" + b64url(_bytes(60, 21))
+PEM_BODY = b64(_bytes(300, 31))
+PEM = (
+    "-----BEGIN "
+    "PRIVATE KEY-----\n" + "\n".join(PEM_BODY[i : i + 64] for i in range(0, 400, 64)) + "\n-----END PRIVATE KEY-----\n"
+)
+SIGNATURE = quote(KEY_32, safe="")
+CONNECTION = f"DefaultEndpointsProtocol=https;AccountName=acc;AccountKey={ACCOUNT_KEY};EndpointSuffix=core.windows.net"
+BUS = f"Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey={KEY_32}"
+SQL = f"Server=tcp:db.database.windows.net,1433;User ID=app;Password={PASSWORD};Encrypt=True"
+SAS = f"https://acc.blob.core.windows.net/c?sv=2024-11-04&se=2026-12-01T00%3A00Z&sr=c&sp=rl&sig={SIGNATURE}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One exchange: a request, its answer, and the values that must not be in the file."""
+
+    name: str
+    needles: tuple[str, ...]
+    method: str = "GET"
+    path: str = "/x"
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    answer: bytes = b"{}"
+    answer_headers: dict[str, str] = field(default_factory=lambda: dict(JSON))
+
+
+def says(name: str, document: Any, *needles: str, path: str = "/x", method: str = "GET") -> Case:
+    """An answer in JSON."""
+    return Case(name, needles, method=method, path=path, answer=json.dumps(document).encode())
+
+
+def says_text(name: str, text: str, *needles: str, kind: str = "text/plain", path: str = "/x") -> Case:
+    return Case(name, needles, path=path, answer=text.encode(), answer_headers={"Content-Type": kind})
+
+
+def sends(name: str, document: Any, *needles: str, path: str = "/x", method: str = "PUT") -> Case:
+    return Case(name, needles, method=method, path=path, body=json.dumps(document).encode(), headers=JSON)
+
+
+def sends_form(name: str, form: str, *needles: str) -> Case:
+    return Case(name, needles, method="POST", body=form.encode(), headers=FORM)
+
+
+def asks(name: str, path: str, *needles: str, headers: dict[str, str] | None = None) -> Case:
+    return Case(name, needles, path=path, headers=headers or {})
+
+
+ARM = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/payroll-prod/providers"
+COSMOS_KEYS = {
+    f"{side}{kind}MasterKey": b64(_bytes(64, seed))
+    for seed, (side, kind) in enumerate(
+        [("primary", ""), ("secondary", ""), ("primary", "Readonly"), ("secondary", "Readonly")], 40
+    )
+}
+KUBECONFIG = (
+    "apiVersion: v1\nkind: Config\nclusters:\n- cluster:\n    certificate-authority-data: "
+    + b64("-----BEGIN CERTIFICATE-----\nMIIC\n-----END CERTIFICATE-----\n")
+    + f"\n    server: https://aks.hcp.westeurope.azmk8s.io:443\n  name: aks\nusers:\n- name: admin\n  user:\n    client-key-data: {b64(PEM)}\n    token: {HEX_32}{HEX_32}\n"
+)
+PUBLISH_PROFILE = f'<publishData><publishProfile profileName="app" publishMethod="MSDeploy" userName="$app" userPWD="{HEX_32}Qx" SQLServerDBConnectionString="{SQL}" /></publishData>'
+_boundary = "batch_1"
+BATCH = f"--{_boundary}\r\nContent-Type: application/http\r\nContent-ID: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{json.dumps({'primaryKey': KEY_32})}\r\n--{_boundary}--\r\n"
+UPLOAD = f'--b1\r\nContent-Disposition: form-data; name="client_secret"\r\n\r\n{PASSWORD}\r\n--b1\r\nContent-Disposition: form-data; name="f"; filename="a.json"\r\nContent-Type: application/json\r\n\r\n{{"password": "{PASSWORD}"}}\r\n--b1--\r\n'
+DELEGATION = f'<?xml version="1.0" encoding="utf-8"?><UserDelegationKey><SignedOid>{CLIENT}</SignedOid><SignedTid>{SUBSCRIPTION}</SignedTid><SignedService>b</SignedService><Value>{KEY_32}</Value></UserDelegationKey>'
+
+SECRET_CASES = [
+    # Entra
+    says(
+        "token answer",
+        {"token_type": "Bearer", "expires_in": 3599, "access_token": TOKEN},
+        TOKEN,
+        TOKEN[-40:],
+        "Payroll Service",
+    ),
+    says("opaque access token", {"access_token": "opaque-token-value-1", "expires_in": 1}, "opaque-token-value-1"),
+    says("refresh token", {"refresh_token": OPAQUE}, OPAQUE, OPAQUE[:20]),
+    says(
+        "id token and client info",
+        {"id_token": TOKEN, "client_info": b64url(json.dumps({"uid": CLIENT, "utid": SUBSCRIPTION}))},
+        TOKEN,
+        CLIENT,
+        SUBSCRIPTION,
+    ),
+    says(
+        "device code",
+        {"user_code": "BQ7FK2XPA", "device_code": "DAQABAAEAAAD--" + KEY_32, "interval": 5},
+        "BQ7FK2XPA",
+        KEY_32[:20],
+    ),
+    says(
+        "encrypted token",
+        {
+            "token": "eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ."
+            + ".".join(b64url(_bytes(n, n)) for n in (60, 12, 80, 16))
+        },
+        b64url(_bytes(60, 60)),
+        b64url(_bytes(80, 80)),
+    ),
+    sends_form(
+        "client secret",
+        f"grant_type=client_credentials&client_id={CLIENT}&client_secret=abc8Q~{quote('x.y-z~AbCdEfGhIjKlMnOpQrStUv12')}",
+        "AbCdEfGhIjKlMnOpQrStUv12",
+        CLIENT,
+    ),
+    sends_form("client assertion", f"client_assertion_type=urn&client_assertion={TOKEN}", TOKEN[-40:]),
+    sends_form(
+        "authorization code",
+        f"grant_type=authorization_code&code={quote(OPAQUE)}&code_verifier={b64url(_bytes(32, 77))}",
+        OPAQUE[:30],
+        b64url(_bytes(32, 77)),
+    ),
+    sends_form(
+        "password grant",
+        f"grant_type=password&username=jane%40contoso.com&password={quote(PASSWORD)}",
+        PASSWORD,
+        "jane",
+    ),
+    sends_form("on behalf of", f"assertion={TOKEN}&requested_token_use=on_behalf_of", TOKEN[-40:]),
+    sends_form("JWT behind %22", "request=" + quote(json.dumps({"token": TOKEN})), TOKEN[-40:]),
+    sends_form("percent-encoded twice", "request=" + quote(quote(json.dumps({"password": PASSWORD}))), PASSWORD),
+    sends_form(
+        "SAML",
+        "SAMLResponse="
+        + quote(
+            b64(f"<Assertion><SignatureValue>{KEY_32}</SignatureValue><Password>{PASSWORD}</Password></Assertion>")
+        ),
+        PASSWORD,
+    ),
+    asks("token in a fragment", f"/x?next={quote('https://app.example/cb#access_token=' + OPAQUE)}", OPAQUE[:30]),
+    # Storage
+    says(
+        "storage keys",
+        {
+            "keys": [
+                {"creationTime": "2026-01-01T00:00:00Z", "keyName": "key1", "value": ACCOUNT_KEY, "permissions": "FULL"}
+            ]
+        },
+        ACCOUNT_KEY,
+        path=f"{ARM}/Microsoft.Storage/storageAccounts/acc/listKeys",
+        method="POST",
+    ),
+    says("account SAS", {"accountSasToken": f"sv=2024&ss=b&sig={SIGNATURE}"}, KEY_32, SIGNATURE),
+    Case(
+        "user delegation key",
+        (KEY_32, CLIENT, SUBSCRIPTION),
+        method="POST",
+        path="/?restype=service&comp=userdelegationkey",
+        answer=("\ufeff" + DELEGATION).encode(),
+        answer_headers=XML,
+    ),
+    asks("SAS in the URL", f"/c/b?sv=2024&sig={SIGNATURE}", KEY_32, SIGNATURE),
+    asks("copy source", "/c/b", KEY_32, SIGNATURE, headers={"x-ms-copy-source": SAS}),
+    asks("customer-provided key", "/c/b", KEY_32, headers={"x-ms-encryption-key": KEY_32}),
+    Case("SAS in an answer's header", (KEY_32, SIGNATURE), answer_headers={"Location": SAS}),
+    says("connection string", {"value": CONNECTION, "name": "AzureWebJobsStorage"}, ACCOUNT_KEY),
+    says_text("connection string in text", f"using {CONNECTION} now", ACCOUNT_KEY),
+    Case(
+        "access policy",
+        (KEY_32,),
+        answer=f"<SignedIdentifiers><SignedIdentifier><Id>MTIz</Id></SignedIdentifier></SignedIdentifiers><!-- {SAS} -->".encode(),
+        answer_headers=XML,
+    ),
+    # Key Vault
+    says(
+        "secret",
+        {"value": PASSWORD, "id": "https://v.vault.azure.net/secrets/a/" + HEX_32},
+        PASSWORD,
+        path="/secrets/a/",
+    ),
+    says(
+        "secret of a plain word",
+        {"value": "correcthorsebatterystaple", "id": "https://v/secrets/a/1"},
+        "correcthorsebatterystaple",
+        path="/secrets/a/",
+    ),
+    sends("secret to write", {"value": "plainword", "attributes": {"enabled": True}}, "plainword", path="/secrets/a"),
+    says(
+        "secret that is JSON",
+        {"value": json.dumps({"user": "svc-payroll", "pass": PASSWORD}), "id": "https://v/secrets/a/1"},
+        PASSWORD,
+        "svc-payroll",
+        path="/secrets/a/1",
+    ),
+    says(
+        "secret that is a key in PEM",
+        {"value": PEM, "contentType": "application/x-pem-file", "id": "https://v/secrets/a/1"},
+        PEM_BODY[:64],
+        PEM_BODY[-20:],
+        path="/secrets/a/1",
+    ),
+    says(
+        "secret that is a PFX",
+        {"value": b64(_bytes(900, 8)), "contentType": "application/x-pkcs12", "id": "https://v/secrets/a/1"},
+        b64(_bytes(900, 8))[:40],
+        path="/secrets/a/1",
+    ),
+    says(
+        "backup",
+        {"value": b64url(_bytes(500, 4))},
+        b64url(_bytes(500, 4))[:40],
+        path="/secrets/a/backup",
+        method="POST",
+    ),
+    says(
+        "decrypted",
+        {"kid": "https://v/keys/k/1", "value": b64url(PASSWORD)},
+        b64url(PASSWORD),
+        PASSWORD,
+        path="/keys/k/1/decrypt",
+        method="POST",
+    ),
+    sends(
+        "to encrypt",
+        {"alg": "RSA-OAEP", "value": b64url(PASSWORD)},
+        b64url(PASSWORD),
+        PASSWORD,
+        path="/keys/k/1/encrypt",
+        method="POST",
+    ),
+    sends(
+        "key to import",
+        {
+            "key": {
+                "kty": "RSA",
+                "n": b64url(_bytes(256, 1)),
+                "e": "AQAB",
+                "d": b64url(_bytes(256, 2)),
+                "p": b64url(_bytes(128, 6)),
+            }
+        },
+        b64url(_bytes(256, 2)),
+        b64url(_bytes(128, 6)),
+        path="/keys/k",
+    ),
+    sends("oct key", {"key": {"kty": "oct", "k": b64url(_bytes(16, 2))}}, b64url(_bytes(16, 2)), path="/keys/k"),
+    says("random bytes", {"value": b64url(_bytes(64, 12))}, b64url(_bytes(64, 12)), path="/rng", method="POST"),
+    sends(
+        "certificate to import",
+        {"value": b64(_bytes(700, 14)), "pwd": PASSWORD},
+        PASSWORD,
+        b64(_bytes(700, 14))[:40],
+        path="/certificates/c/import",
+        method="POST",
+    ),
+    # ARM: list keys
+    says(
+        "service bus",
+        {
+            "primaryConnectionString": BUS,
+            "secondaryConnectionString": BUS,
+            "primaryKey": KEY_32,
+            "secondaryKey": KEY_32,
+            "keyName": "Root",
+        },
+        KEY_32,
+        path=f"{ARM}/Microsoft.ServiceBus/namespaces/n/AuthorizationRules/Root/listKeys",
+        method="POST",
+    ),
+    says("cosmos keys", COSMOS_KEYS, *COSMOS_KEYS.values(), method="POST"),
+    says(
+        "cosmos connection strings",
+        {
+            "connectionStrings": [
+                {
+                    "connectionString": f"AccountEndpoint=https://c.documents.azure.com:443/;AccountKey={ACCOUNT_KEY};",
+                    "description": "Primary",
+                }
+            ]
+        },
+        ACCOUNT_KEY,
+    ),
+    says(
+        "function host keys",
+        {
+            "masterKey": FUNCTION_KEY,
+            "functionKeys": {"default": "abc-default-key"},
+            "systemKeys": {"durable_ext": KEY_32},
+        },
+        FUNCTION_KEY,
+        "abc-default-key",
+        KEY_32,
+        path=f"{ARM}/Microsoft.Web/sites/app/host/default/listkeys",
+        method="POST",
+    ),
+    says("function keys", {"keys": [{"name": "default", "value": "short-key-1"}], "links": []}, "short-key-1"),
+    says(
+        "app settings",
+        {"properties": {"DB_PASSWORD": PASSWORD, "APPINSIGHTS_INSTRUMENTATIONKEY": CLIENT, "STORAGE": CONNECTION}},
+        PASSWORD,
+        CLIENT,
+        ACCOUNT_KEY,
+    ),
+    says("app setting in a list", [{"name": "SMTP_PASSWORD", "value": PASSWORD, "slotSetting": False}], PASSWORD),
+    says(
+        "publishing credentials",
+        {
+            "properties": {
+                "publishingUserName": "$app",
+                "publishingPassword": HEX_32 + "Qx",
+                "scmUri": f"https://$app:{HEX_32}Qx@app.scm.azurewebsites.net",
+            }
+        },
+        HEX_32 + "Qx",
+    ),
+    Case("publish profile", (HEX_32 + "Qx", PASSWORD), answer=PUBLISH_PROFILE.encode(), answer_headers=XML),
+    says(
+        "registry credentials",
+        {
+            "username": "reg",
+            "passwords": [
+                {"name": "password", "value": "p1" + HEX_32[:20]},
+                {"name": "password2", "value": "zz-short"},
+            ],
+        },
+        "p1" + HEX_32[:20],
+        "zz-short",
+    ),
+    says("redis keys", {"primaryKey": KEY_32, "secondaryKey": b64(_bytes(32, 91))}, KEY_32, b64(_bytes(32, 91))),
+    says_text(
+        "redis connection string",
+        f"cache.redis.cache.windows.net:6380,password={KEY_32},ssl=True,abortConnect=False",
+        KEY_32,
+    ),
+    says(
+        "cognitive services",
+        {"key1": HEX_32, "key2": _bytes(16, 55).hex()},
+        HEX_32,
+        _bytes(16, 55).hex(),
+        method="POST",
+    ),
+    says("search keys", {"primaryKey": HEX_32.upper(), "secondaryKey": "short7x"}, HEX_32.upper(), "short7x"),
+    says("query keys", {"value": [{"name": "q", "key": HEX_32}]}, HEX_32),
+    says(
+        "batch keys",
+        {"accountName": "b", "primary": ACCOUNT_KEY, "secondary": b64(_bytes(64, 66))},
+        ACCOUNT_KEY,
+        b64(_bytes(64, 66)),
+    ),
+    says("event grid keys", {"key1": KEY_32, "key2": KEY_32}, KEY_32),
+    says("IoT hub", {"value": [{"keyName": "iothubowner", "primaryKey": KEY_32, "rights": "RegistryWrite"}]}, KEY_32),
+    says("device", {"authentication": {"symmetricKey": {"primaryKey": KEY_32, "secondaryKey": KEY_32}}}, KEY_32),
+    says_text("device connection string", f"HostName=h.azure-devices.net;DeviceId=d;SharedAccessKey={KEY_32}", KEY_32),
+    says("log analytics", {"primarySharedKey": ACCOUNT_KEY, "secondarySharedKey": ACCOUNT_KEY}, ACCOUNT_KEY),
+    says(
+        "automation registration",
+        {"keys": {"primary": KEY_32, "secondary": "word-like-key"}, "endpoint": "https://x"},
+        KEY_32,
+        "word-like-key",
+    ),
+    says("API management", {"primaryKey": HEX_32, "secondaryKey": HEX_32, "name": "sub"}, HEX_32),
+    says(
+        "named value",
+        {"value": PASSWORD},
+        PASSWORD,
+        path=f"{ARM}/Microsoft.ApiManagement/service/s/namedValues/n/listValue",
+        method="POST",
+    ),
+    says("maps", {"primaryKey": b64url(_bytes(32, 3)), "secondaryKey": "k" * 43}, b64url(_bytes(32, 3)), "k" * 43),
+    says(
+        "app configuration keys",
+        {
+            "value": [
+                {
+                    "id": "abc",
+                    "name": "Primary",
+                    "value": b64(_bytes(40, 5)),
+                    "connectionString": f"Endpoint=https://x.azconfig.io;Id=abc;Secret={KEY_32}",
+                }
+            ]
+        },
+        KEY_32,
+        b64(_bytes(40, 5)),
+    ),
+    says(
+        "SignalR",
+        {"primaryConnectionString": f"Endpoint=https://s.service.signalr.net;AccessKey={KEY_32};Version=1.0;"},
+        KEY_32,
+    ),
+    says(
+        "bot channel",
+        {"properties": {"properties": {"sites": [{"key": "abc.cde." + KEY_32, "siteName": "Default"}]}}},
+        KEY_32,
+    ),
+    says(
+        "AKS credentials",
+        {"kubeconfigs": [{"name": "clusterAdmin", "value": b64(KUBECONFIG)}]},
+        b64(PEM)[:60],
+        HEX_32 + HEX_32,
+        PEM_BODY[:40],
+        method="POST",
+    ),
+    says(
+        "workspace keys",
+        {
+            "userStorageKey": ACCOUNT_KEY,
+            "appInsightsInstrumentationKey": CLIENT,
+            "containerRegistryCredentials": {"passwords": [{"name": "p", "value": "x9y8z7w6"}]},
+        },
+        ACCOUNT_KEY,
+        CLIENT,
+        "x9y8z7w6",
+    ),
+    says("endpoint keys", {"primaryKey": b64url(_bytes(24, 3)), "keyValue": HEX_32}, b64url(_bytes(24, 3)), HEX_32),
+    says(
+        "data factory", {"authKey1": "IR@" + CLIENT + "@df@" + KEY_32, "authKey2": "short-auth"}, KEY_32, "short-auth"
+    ),
+    says(
+        "notification hub",
+        {
+            "properties": {
+                "apnsCredential": {
+                    "properties": {
+                        "apnsCertificate": b64(_bytes(200, 9)),
+                        "certificateKey": PASSWORD,
+                        "token": "tokenvalue1",
+                    }
+                }
+            }
+        },
+        PASSWORD,
+        "tokenvalue1",
+    ),
+    says(
+        "container app secrets",
+        {"value": [{"name": "db", "value": "dbvalue-12"}, {"name": "api", "value": KEY_32}]},
+        KEY_32,
+        path=f"{ARM}/Microsoft.App/containerApps/a/listSecrets",
+        method="POST",
+    ),
+    says("static web app", {"properties": {"apiKey": HEX_32 + HEX_32 + "1"}}, HEX_32 + HEX_32 + "1"),
+    # ARM: create
+    sends(
+        "VM",
+        {
+            "properties": {
+                "osProfile": {
+                    "adminUsername": "azureuser",
+                    "adminPassword": PASSWORD,
+                    "customData": b64("#cloud-config\npassword: " + PASSWORD),
+                }
+            }
+        },
+        PASSWORD,
+        b64("#cloud-config\npassword: " + PASSWORD),
+    ),
+    sends(
+        "SQL server", {"properties": {"administratorLogin": "sa1", "administratorLoginPassword": PASSWORD}}, PASSWORD
+    ),
+    sends(
+        "deployment",
+        {"properties": {"parameters": {"adminPassword": {"value": PASSWORD}, "vmName": {"value": "vm1"}}}},
+        PASSWORD,
+    ),
+    sends(
+        "VM extension",
+        {
+            "properties": {
+                "protectedSettings": {"commandToExecute": "run --key abc-topsecret", "storageAccountKey": ACCOUNT_KEY}
+            }
+        },
+        "abc-topsecret",
+        ACCOUNT_KEY,
+    ),
+    sends(
+        "container group",
+        {
+            "properties": {
+                "imageRegistryCredentials": [{"server": "r", "username": "u", "password": PASSWORD}],
+                "containers": [{"environmentVariables": [{"name": "X", "secureValue": "secure-thing"}]}],
+            }
+        },
+        PASSWORD,
+        "secure-thing",
+    ),
+    sends(
+        "linked service",
+        {"properties": {"typeProperties": {"connectionString": {"type": "SecureString", "value": SQL}}}},
+        PASSWORD,
+    ),
+    sends(
+        "AKS service principal",
+        {"properties": {"servicePrincipalProfile": {"clientId": CLIENT, "secret": PASSWORD}}},
+        PASSWORD,
+        CLIENT,
+    ),
+    sends("numeric password", {"password": 83651974}, "83651974"),
+    sends("password nobody would guess a secret", {"password": "password1"}, "password1"),
+    # Data planes and others
+    says(
+        "graph password",
+        {"secretText": "abc8Q~" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567", "keyId": CLIENT},
+        "AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
+        CLIENT,
+    ),
+    says("OpenAI realtime", {"client_secret": {"value": "ek_" + HEX_32, "expires_at": 1}}, "ek_" + HEX_32),
+    says("speech token", {"token": TOKEN}, TOKEN[-40:]),
+    says_text("speech token as text", TOKEN, TOKEN[-40:], kind="application/jwt"),
+    says("PAT", {"patToken": {"token": HEX_32 + HEX_32[:20], "displayName": "ci"}}, HEX_32 + HEX_32[:20]),
+    says("databricks", {"token_value": "dapi" + HEX_32}, "dapi" + HEX_32),
+    says("acr refresh token", {"refresh_token": TOKEN}, TOKEN[-40:]),
+    asks("subscription key in the query", f"/x?subscription-key={HEX_32}", HEX_32),
+    asks("function key in the query", "/api/f?code=" + quote(FUNCTION_KEY, safe=""), FUNCTION_KEY, FUNCTION_KEY[:20]),
+    asks("password in the URL", f"/x?url={quote('postgres://app:' + quote(PASSWORD) + '@db:5432/x')}", PASSWORD),
+    Case(
+        "function key in a header, seen again",
+        (FUNCTION_KEY,),
+        headers={"x-functions-key": FUNCTION_KEY},
+        answer=json.dumps({"echo": FUNCTION_KEY}).encode(),
+    ),
+    Case(
+        "subscription key in a header, seen again",
+        ("plainsubscriptionkey",),
+        headers={"Ocp-Apim-Subscription-Key": "plainsubscriptionkey"},
+        answer=json.dumps({"you sent": "plainsubscriptionkey"}).encode(),
+    ),
+    Case(
+        "api-key, seen again in base64",
+        ("very-plain-api-key",),
+        headers={"api-key": "very-plain-api-key"},
+        answer=json.dumps({"data": b64("key is very-plain-api-key!")}).encode(),
+    ),
+    Case(
+        "bearer token, seen again",
+        (OPAQUE,),
+        headers={"Authorization": f"Bearer {OPAQUE}"},
+        answer=f"<html>{OPAQUE}</html>".encode(),
+        answer_headers={"Content-Type": "text/html"},
+    ),
+    Case(
+        "cookie, seen again",
+        ("sessionvalue123",),
+        answer_headers={"Set-Cookie": "ARRAffinity=sessionvalue123; Path=/", "X-Echo": "sessionvalue123"},
+    ),
+    Case(
+        "basic credentials in a body",
+        (b64("user:" + PASSWORD),),
+        answer=json.dumps({"auths": {"reg.io": {"auth": b64("user:" + PASSWORD)}}}).encode(),
+    ),
+    says(
+        "one secret, many places",
+        {"password": PASSWORD, "note": f"the password is {PASSWORD}, do not tell", "b": b64(f"x{PASSWORD}y")},
+        PASSWORD,
+    ),
+    # Forms of bodies
+    Case(
+        "byte order mark",
+        (PASSWORD,),
+        path="/secrets/a/0",
+        answer=b"\xef\xbb\xbf" + json.dumps({"value": PASSWORD}).encode(),
+    ),
+    Case("UTF-16", (PASSWORD,), answer=json.dumps({"password": PASSWORD}).encode("utf-16")),
+    Case(
+        "JSON lines",
+        (PASSWORD, KEY_32),
+        answer=f'{{"a": 1}}\n{{"password": "{PASSWORD}"}}\n{{"primaryKey": "{KEY_32}"}}\n'.encode(),
+        answer_headers={"Content-Type": "application/x-ndjson"},
+    ),
+    says_text(
+        "server-sent events",
+        f'event: x\ndata: {{"access_token": "{OPAQUE}"}}\n\ndata: [DONE]\n\n',
+        OPAQUE[:30],
+        kind="text/event-stream",
+    ),
+    says("JSON in JSON in JSON", {"a": json.dumps({"b": json.dumps({"clientSecret": PASSWORD})})}, PASSWORD),
+    Case(
+        "escaped JSON",
+        (PASSWORD,),
+        answer=b'{"\\u0070assword": "' + "".join(f"\\u{ord(c):04x}" for c in PASSWORD).encode() + b'"}',
+    ),
+    Case(
+        "XML entities",
+        (PASSWORD,),
+        answer=("<a><Password>" + "".join(f"&#{ord(c)};" for c in PASSWORD) + "</Password></a>").encode(),
+        answer_headers=XML,
+    ),
+    Case("CDATA", (PASSWORD,), answer=f"<a><![CDATA[password={PASSWORD};]]></a>".encode(), answer_headers=XML),
+    Case(
+        "gzip without a header",
+        (PASSWORD,),
+        answer=gzip.compress(json.dumps({"password": PASSWORD}).encode()),
+        answer_headers={"Content-Type": "application/octet-stream"},
+    ),
+    Case(
+        "gzip",
+        (PASSWORD,),
+        answer=gzip.compress(json.dumps({"password": PASSWORD}).encode()),
+        answer_headers={**JSON, "Content-Encoding": "gzip"},
+    ),
+    Case(
+        "deflate",
+        (PASSWORD,),
+        answer=zlib.compress(json.dumps({"password": PASSWORD}).encode()),
+        answer_headers={**JSON, "Content-Encoding": "deflate"},
+    ),
+    Case(
+        "gzip of a request",
+        (PASSWORD,),
+        method="POST",
+        body=gzip.compress(json.dumps({"password": PASSWORD}).encode()),
+        headers={**JSON, "Content-Encoding": "gzip"},
+    ),
+    Case(
+        "batch",
+        (KEY_32,),
+        answer=BATCH.encode(),
+        answer_headers={"Content-Type": f"multipart/mixed; boundary={_boundary}"},
+    ),
+    Case(
+        "form data",
+        (PASSWORD,),
+        method="POST",
+        body=UPLOAD.encode(),
+        headers={"Content-Type": "multipart/form-data; boundary=b1"},
+    ),
+    says(
+        "base64 of JSON",
+        {"data": b64(json.dumps({"password": PASSWORD}))},
+        PASSWORD,
+        b64(json.dumps({"password": PASSWORD})),
+    ),
+    says(
+        "base64 of gzip",
+        {"data": b64(gzip.compress(json.dumps({"password": PASSWORD}).encode()))},
+        PASSWORD,
+        b64(gzip.compress(json.dumps({"password": PASSWORD}).encode())),
+    ),
+    says(
+        "data URI",
+        {"href": "data:application/json;base64," + b64(json.dumps({"password": PASSWORD}))},
+        b64(json.dumps({"password": PASSWORD})),
+    ),
+    says_text("environment file", f"A=1\nDB_PASSWORD={PASSWORD}\nexport API_KEY='{HEX_32}'\n", PASSWORD, HEX_32),
+    says_text(
+        "YAML", f"db:\n  password: {PASSWORD}\n  host: h\nkeys:\n  - {KEY_32}\n", PASSWORD, KEY_32, kind="text/yaml"
+    ),
+    says_text("log with JSON", f'2026-01-01 INFO body={{\\"password\\":\\"{PASSWORD}\\"}}', PASSWORD),
+    says_text("command line", f"az login --service-principal -u {CLIENT} --password {PASSWORD}", PASSWORD, CLIENT),
+    says_text("private key", PEM, PEM_BODY[:64], PEM_BODY[64:128]),
+    says_text("CSV with a key", f"name,key\nacc,{ACCOUNT_KEY}\n", ACCOUNT_KEY, kind="text/csv"),
+    says_text(
+        "a token of another maker",
+        "token ghp_" + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5",
+        "ghp_aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5",
+    ),
+    # Identities
+    says("subscription in a name", {"name": f"DefaultWorkspace-{SUBSCRIPTION}-WEU"}, SUBSCRIPTION),
+    says("subscription without dashes", {"id": SUBSCRIPTION.replace("-", "")}, SUBSCRIPTION.replace("-", "")),
+    says("subscription in capitals", {"id": "{" + SUBSCRIPTION.upper() + "}"}, SUBSCRIPTION.upper()),
+    asks(
+        "subscription percent-encoded",
+        f"/x?scope={quote(quote(ARM + '/Microsoft.Compute/virtualMachines/vm1', safe=''), safe='')}",
+        SUBSCRIPTION,
+        "payroll-prod",
+    ),
+    says(
+        "name beside id",
+        {
+            "id": f"{ARM}/Microsoft.Compute/virtualMachines/salaries-7",
+            "name": "salaries-7",
+            "resourceGroup": "payroll-prod",
+        },
+        SUBSCRIPTION,
+        "payroll-prod",
+        "salaries-7",
+    ),
+    says(
+        "e-mail address",
+        {"systemData": {"createdBy": "jane.doe@contoso.com", "createdByType": "User"}},
+        "jane.doe",
+        "contoso",
+    ),
+    says("caller's address", {"clientIpAddress": "20.31.7.9"}, "20.31.7.9"),
+    Case("status line", (SUBSCRIPTION,), answer_headers={"x-ms-error": f"no access to {SUBSCRIPTION}"}),
+]
+
+
+def harmless(name: str, body: Any, kind: str = "application/json", path: str = "/x") -> Case:
+    content = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    return Case(name, (), path=path, answer=content, answer_headers={"Content-Type": kind})
+
+
+HARMLESS_CASES = [
+    harmless("numbers in every form", '{"a":1E400,"b":1.10,"c":-0.0,"d":12345678901234567890,"e":1e5}'),
+    harmless("pretty JSON", '{\n  "b" : [ 1,\t2 ],\n  "a": {"z": null, "y": true}\n}\n'),
+    harmless("order and duplicates", '{"b":1,"a":2,"b":3}'),
+    harmless("escapes", '{"a":"caf\\u00e9 \\/ \\ud83d\\ude00","b":"é"}'),
+    harmless("small value", {"key1": "value1"}),
+    harmless(
+        "feature flag",
+        {
+            "key": ".appconfig.featureflag/Beta",
+            "label": None,
+            "content_type": "application/vnd.microsoft.appconfig.ff+json;charset=utf-8",
+            "value": '{"id":"Beta","description":"","enabled":true,"conditions":{"client_filters":[]}}',
+            "locked": False,
+        },
+        path="/kv/.appconfig.featureflag%2FBeta",
+    ),
+    harmless(
+        "settings",
+        {
+            "items": [
+                {"key": "FontSize", "value": "14", "etag": "4f6dd610dd5e4deebc7fbaef685fb903"},
+                {"key": "City", "value": "Paris"},
+            ]
+        },
+        path="/kv",
+    ),
+    harmless(
+        "public key",
+        {
+            "key": {
+                "kid": "https://v.vault.azure.net/keys/k/4f6dd610dd5e4deebc7fbaef685fb903",
+                "kty": "RSA",
+                "key_ops": ["sign", "verify"],
+                "n": b64url(_bytes(256, 1)),
+                "e": "AQAB",
+            },
+            "attributes": {"enabled": True, "created": 1700000000, "recoveryLevel": "Recoverable+Purgeable"},
+        },
+        path="/keys/k",
+    ),
+    harmless(
+        "list of secrets",
+        {
+            "value": [{"id": "https://v.vault.azure.net/secrets/greeting", "attributes": {"enabled": True}}],
+            "nextLink": None,
+        },
+        path="/secrets",
+    ),
+    harmless(
+        "error",
+        {
+            "error": {
+                "code": "SecretNotFound",
+                "message": "A secret with (name/id) greeting was not found in this key vault. If you recently deleted this secret you may be able to recover it.",
+            }
+        },
+    ),
+    harmless(
+        "error in XML",
+        '<?xml version="1.0" encoding="utf-8"?><Error><Code>BlobNotFound</Code><Message>The specified blob does not exist.\nTime:2026-01-01T00:00:00.1234567Z</Message></Error>',
+        "application/xml",
+    ),
+    harmless(
+        "list of blobs",
+        '<?xml version="1.0"?><EnumerationResults ServiceEndpoint="https://acc.blob.core.windows.net/"><Blobs><Blob><Name>a/b.txt</Name><Properties><Etag>0x8DCABCDEF012345</Etag><Content-Length>11</Content-Length><Content-MD5>XrY7u+Ae7tCTyyK7j1rNww==</Content-MD5></Properties></Blob></Blobs></EnumerationResults>',
+        "application/xml",
+    ),
+    harmless(
+        "sizes of machines", {"value": [{"name": "Standard_D2s_v5", "numberOfCores": 2, "resourceDiskSizeInMB": 0}]}
+    ),
+    harmless(
+        "prose", "The password must have 12 characters. Your token expires soon; keep the key safe.\n", "text/plain"
+    ),
+    harmless("permissions", {"permissions": {"keys": ["get", "list"], "secrets": ["get"], "certificates": ["all"]}}),
+    harmless(
+        "token counts",
+        {"usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}, "token_type": "Bearer"},
+    ),
+    harmless(
+        "chat",
+        {
+            "choices": [
+                {"message": {"role": "assistant", "content": "Keep your secrets safe!"}, "finish_reason": "stop"}
+            ]
+        },
+    ),
+    harmless("row", {"PartitionKey": "p1", "RowKey": "r1", "Timestamp": "2026-01-01T00:00:00.0000000Z", "Price": 1.10}),
+    harmless("document", {"id": "1", "partitionKey": "west", "code": "DE", "value": 12, "_ts": 1700000000}),
+    harmless(
+        "names of keys",
+        {
+            "keyName": "RootManageSharedAccessKey",
+            "secretName": "db-password",
+            "keyVaultUri": "https://v.vault.azure.net/",
+        },
+    ),
+    harmless("base64 of a text", {"userData": b64("hello world, this is a text")}),
+    harmless("image", b"\x89PNG\r\n\x1a\n" + _bytes(200, 2), "image/png"),
+    harmless("parquet", b"PAR1" + _bytes(300, 3) + b"PAR1", "application/vnd.apache.parquet"),
+    harmless("avro", b"Obj\x01" + _bytes(300, 4), "avro/binary"),
+    harmless("CSV", 'a,b\n1,2\nx y,"z"\n', "text/csv"),
+    harmless("HTML", '<!DOCTYPE html><html><body class="a"><p>Hello &amp; welcome</p></body></html>', "text/html"),
+    harmless("empty", b"", "application/json"),
+    harmless("challenge words", {"error": "AKV10000: Request is missing a Bearer or PoP token."}),
+    harmless("versions", {"apiVersions": ["2018-02-01", "2025-04-07"], "serverVersion": "150.870.65.1854"}),
+    harmless(
+        "template",
+        {
+            "$schema": "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#",
+            "contentVersion": "1.0.0.0",
+            "parameters": {"location": {"type": "string", "defaultValue": "westeurope"}},
+        },
+    ),
+    harmless("latin-1", "prix: 5 \xa3 caf\xe9".encode("latin-1"), "text/plain; charset=iso-8859-1"),
+    harmless("lines with CRLF", "a: 1\r\nb: 2\r\n\r\nc\r\n", "text/plain"),
+]
