@@ -252,7 +252,7 @@ def test_demo() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(EXPIRY.findall(done.stdout)) == 2
-    assert re.search(r"^secret greeting :  fake[fake]$", done.stdout, re.MULTILINE)
+    assert re.search(r"^ *secret greeting :  fake[fake]$", done.stdout, re.MULTILINE)
     assert "secret greeting :  hello" in done.stdout
     assert "Identity not found" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

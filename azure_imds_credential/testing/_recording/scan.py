@@ -59,7 +59,7 @@ _ASSIGNED = re.compile(
     r"(?P<sign>[ \t]*(?::=|=>|={1,3}|:)[ \t]*)"
     r"(?:(?P<p>\\*[rbfuRBFU]?[\"'`])(?P<quoted>[^\n]*?)(?P<e>\\*[\"'`])|\{(?P<braced>[^{}\n]*)\}|(?P<value>[^\s\"'`<>]+))"
 )
-_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
+_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"'`]+)(?P=p)")
 _XML_ELEMENT = re.compile(r"<(?P<name>[\w.:-]+)(?:\s[^<>]*)?>(?P<value>[^<>\n]{4,4096})</(?P=name)>")
 # What a program says instead of a value: a variable, a call, a member, an index, an operator.
 _CODE = re.compile(
