@@ -10,6 +10,10 @@ PIP := $$(test -x $(BIN)/pip && echo $(RUN) pip || echo $(PYTHON) -m pip --pytho
 # Setuptools warns that an editable install is one.
 INSTALL := PYTHONWARNINGS=ignore $(PIP) --disable-pip-version-check --quiet install --editable
 
+# Text is UTF-8, and messages are English, whatever the locale says.
+export PYTHONUTF8 := 1
+export LC_ALL := C.UTF-8
+
 # The extras of setup.cfg that make up each set.
 EXTRAS_demo := keyvault,testing
 EXTRAS_test := test

@@ -11,14 +11,15 @@ from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, VaultDou
 
 ROOT = Path(__file__).parent.parent
 RECORDING = "recordings/system-assigned.yaml"
-OTHER_SOURCES = {"IDENTITY_ENDPOINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "AZUREPS_HOST_ENVIRONMENT"}
+# What the demo must not depend on: other token sources, settings of the SDK, certificates of this machine.
+LEFT_OUT = ("AZURE", "CURL_CA_BUNDLE", "IDENTITY_", "IMDS_", "MSI_", "REQUESTS_CA_BUNDLE", "SSL_CERT_")
 CLOSED = "http://127.0.0.1:9"  # nothing listens there: a replay that sent its request would fail, on this machine
 
 
 def run(*command: str, **variables: str) -> int:
     """Run a sample in a process of its own, with its output on ours."""
     print("   $ python", *command, flush=True)
-    inherited = {name: value for name, value in os.environ.items() if name not in OTHER_SOURCES}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LEFT_OUT)}
     done = subprocess.run(  # noqa: S603 - our own sample, with our own arguments
         [sys.executable, *command],
         cwd=ROOT,

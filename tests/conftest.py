@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from environment import SET, clean_environment
+from hypothesis import HealthCheck, settings
 
 from azure_imds_credential.testing._network import loopback_only
 
 clean_environment()  # before any fixture, of whatever scope, can start a child
+# The same examples in each run; with FUZZ set (how many times as many) they are new ones. Slowness is no failure.
+settings.register_profile(
+    "suite", deadline=None, derandomize="FUZZ" not in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 pytest_plugins = ("colours", "in_memory", "leaks")
 
 

@@ -12,7 +12,7 @@ KEPT = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"
 KEPT += ("LD_LIBRARY_PATH", "DYLD_*", "PYTEST_XDIST_*", "PYTEST_CURRENT_TEST", "COV_*", "COVERAGE_*", "MUTANT_*")
 KEPT += ("CI", "CHAOS_*", "FUZZ", "UPDATE_DOCS")
 # A forgotten endpoint is a loopback port where nothing listens; messages are English and text is UTF-8.
-SET = {"AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://127.0.0.1:9", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+SET = {"AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://127.0.0.1:9", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1", "TZ": "UTC"}
 
 # As the machine has it, for children that must reach a package registry (proxies, certificates).
 MACHINE = dict(os.environ)

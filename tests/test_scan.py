@@ -57,7 +57,7 @@ def header(name: str, value: str) -> str:
         ("token", "a.yaml", body(json.dumps({"access_token": LIVE}))),
         ("token", "a.yaml", body(json.dumps({"access_token": "opaque"}))),
         ("token", "a.yaml", body(json.dumps({"refresh_token": "opaque"}))),
-        ("token", "a.yaml", body(gzip.compress(json.dumps({"access_token": LIVE}).encode()))),
+        ("token", "a.yaml", body(gzip.compress(json.dumps({"access_token": LIVE}).encode(), mtime=0))),
         ("token", "a.yaml", body(f"said {LIVE} and no more".encode())),
         ("token", "a.yaml", body(json.dumps({"inner": json.dumps({"id_token": LIVE})}))),
         ("token", "a.yaml", f"# a comment: {LIVE}\ninteractions: []"),
@@ -96,17 +96,17 @@ def test_what_looks_live_is_found(tmp_path: Path, what: str, name: str, text: st
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.yaml.gz", gzip.compress(body(json.dumps({"access_token": "opaque"})).encode())),
+        ("a.yaml.gz", gzip.compress(body(json.dumps({"access_token": "opaque"})).encode(), mtime=0)),
         ("a.txt", f"written by a shell of Windows: {LIVE}".encode("utf-16")),
         ("a.txt", base64.encodebytes(json.dumps({"access_token": "opaque and " + LIVE}).encode())),
-        ("a.yaml", base64.b64encode(gzip.compress(LIVE.encode() * 9))),
+        ("a.yaml", base64.b64encode(gzip.compress(LIVE.encode() * 9, mtime=0))),
         ("a.txt", base64.urlsafe_b64encode(PADDED)),
         ("a.txt", base64.urlsafe_b64encode(PADDED).rstrip(b"=") + b"\r\n"),
         ("a.txt", base64.b64encode(PADDED).rstrip(b"=")),
         ("a.txt", base64.b64encode(PADDED)[:-5]),
         ("a.txt", base64.encodebytes(b"harmless, and padded") + base64.b64encode(PADDED)),
         ("a.txt", codecs.BOM_UTF8 + base64.b64encode(PADDED)),
-        ("a.yaml", base64.urlsafe_b64encode(gzip.compress(LIVE.encode() * 9)).rstrip(b"=")),
+        ("a.yaml", base64.urlsafe_b64encode(gzip.compress(LIVE.encode() * 9, mtime=0)).rstrip(b"=")),
     ],
 )
 def test_files_that_are_no_plain_text(tmp_path: Path, name: str, content: bytes) -> None:
@@ -160,7 +160,7 @@ def test_a_finding_says_where_and_never_what(tmp_path: Path) -> None:
 
 def test_a_place_that_no_line_shows_is_named_by_its_path_in_the_document(tmp_path: Path) -> None:
     """What only decompression brings to light has no line; the finding names the member."""
-    (tmp_path / "a.yaml").write_text(body(gzip.compress(LIVE.encode())))
+    (tmp_path / "a.yaml").write_text(body(gzip.compress(LIVE.encode(), mtime=0)))
     [finding] = scan_recordings([tmp_path])
     assert finding.where.endswith("interactions[0].response.body.string")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from environment import MACHINE
 from proving import CACHE, HERE, Colour, run, tool
 
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
@@ -65,6 +66,6 @@ def peers() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be installing
         if not stamp.exists() or stamp.read_text() != wanted:
             tool("node")
-            run(tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+            run(tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder, env=MACHINE)
             stamp.write_text(wanted)
     return folder / "node_modules"

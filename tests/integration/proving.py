@@ -7,7 +7,6 @@ import inspect
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -83,21 +82,3 @@ async def opened(client: Any) -> AsyncIterator[Any]:
 
 async def listed(pages: Any) -> list[Any]:
     return [one async for one in pages] if hasattr(pages, "__aiter__") else list(pages)
-
-
-def python(version: str) -> str:
-    """Path of a Python of that version: the one that runs this, one on the path, or one installed beside either.
-
-    pyenv installs them beside each other, in folders named after their versions.
-    """
-    if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
-        return sys.executable
-    folders = [Path(sys.base_prefix).parent, Path("~/.pyenv/versions").expanduser()]
-    places = [
-        shutil.which(f"python{version}"),
-        *(str(place) for folder in folders for place in sorted(folder.glob(f"{version}.*/bin/python"))),
-    ]
-    for place in places:
-        if place and subprocess.run([place, "--version"], capture_output=True, check=False).returncode == 0:
-            return str(place)
-    pytest.skip(f"there is no Python {version} on this machine")

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from environment import MACHINE
 from proving import CACHE, HERE, lacking, run, tool
 
 # What an HTTP stack or a library says about itself; no part of the question.
@@ -30,7 +31,7 @@ def told() -> dict[str, Any]:
         lacking("this machine does not let us make a network namespace")
     CACHE.mkdir(exist_ok=True)
     original = CACHE / "original"
-    run(tool("go"), "build", "-o", original, ".", cwd=HERE / "original")
+    run(tool("go"), "build", "-o", original, ".", cwd=HERE / "original", env=MACHINE)
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment["TZ"] = "UTC"
     inside = [sys.executable, str(HERE / "inside.py"), str(original)]
