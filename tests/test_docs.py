@@ -264,7 +264,7 @@ SETS_OF_THE_PROJECT = {"adapters", "docs", "fuzz", "integration", "lint", "matri
 
 
 def test_extras_table() -> None:
-    """The page on installing lists the extras that users may want."""
+    """The page on installing lists the extras that are not for work on the project."""
     listed = {row[0].strip("`") for row in cells(ROOT / "docs/install.md") if len(row) == 3} - {"extra"}
     assert listed == set(extras_of_setup()) - SETS_OF_THE_PROJECT
 

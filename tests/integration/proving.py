@@ -6,10 +6,12 @@ import asyncio
 import inspect
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,24 @@ def lacking(reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{reason}; CI tries everything", pytrace=False)
     pytest.skip(reason)
+
+
+def needs(*modules: str) -> None:
+    """Go on only where these are installed."""
+    for module in modules:
+        if find_spec(module) is None:
+            lacking(f"{module} is not installed; the extra `adapters` has it")
+
+
+def sample_environment(ca_file: str) -> dict[str, str]:
+    """Return the environment of a sample whose libraries trust this authority."""
+    return {**os.environ, **dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), ca_file)}
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def tool(name: str) -> str:

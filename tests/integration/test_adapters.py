@@ -7,14 +7,12 @@ import os
 import pwd
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import trustme
 from azure.storage.blob import BlobServiceClient
 from cloud import Answer, Cloud, Request, Service
 from directory import Directory
-from proving import lacking, run
+from proving import free_port, lacking, needs, run, sample_environment
 from test_azurite import ACCOUNT, Azurite, azurite  # noqa: F401 # a fixture, in its own module there
 
 from azure_imds_credential import ImdsCredential
@@ -53,18 +51,10 @@ def sample(imds: ImdsEmulator, ca_file: str) -> Sample:
     """Runs a sample in a process of its own; gives what it printed."""
 
     def sample(name: str, *arguments: str, **environment: str) -> str:
-        trusted = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), ca_file)
-        return run(
-            sys.executable, SAMPLES / name, *arguments, seconds=120, env={**os.environ, **trusted, **environment}
-        )
+        where = {**sample_environment(ca_file), **environment}
+        return run(sys.executable, SAMPLES / name, *arguments, seconds=120, env=where)
 
     return sample
-
-
-def needs(*modules: str) -> None:
-    for module in modules:
-        if find_spec(module) is None:
-            lacking(f"{module} is not installed; the extra `adapters` has it")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -162,11 +152,6 @@ def directory(imds: ImdsEmulator) -> Iterator[Directory]:
 
     with Directory(is_good) as directory:
         yield directory
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture
