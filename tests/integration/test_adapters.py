@@ -26,19 +26,9 @@ from proving import free_port, lacking, needs, run, sample_environment
 from test_azurite import ACCOUNT, Azurite, azurite  # noqa: F401 # a fixture, in its own module there
 
 from azure_imds_credential import ImdsCredential
-from azure_imds_credential.testing import ImdsEmulator, forget_tokens
+from azure_imds_credential.testing import ImdsEmulator, UserAssigned, forget_tokens
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
-ADAPTERS = [
-    "delta_table.py",
-    "fsspec_adlfs.py",
-    "grpc_call.py",
-    "httpx_auth.py",
-    "openai_chat.py",
-    "polars_storage.py",
-    "postgres_engine.py",
-    "requests_auth.py",
-]
 POSTGRES_SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
 IDENTITY = "vm-1"  # in Azure Database for PostgreSQL the name of the identity is the name of the role
 START_SECONDS = 60
@@ -55,12 +45,6 @@ def sample(imds: ImdsEmulator, ca_file: str) -> Sample:
         return run(sys.executable, SAMPLES / name, *arguments, seconds=120, env=where)
 
     return sample
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_adapter_is_short(name: str) -> None:
-    """An adapter is small enough to be copied: at most 30 lines."""
-    assert len((SAMPLES / name).read_text().splitlines()) <= 30
 
 
 # HTTP
@@ -172,7 +156,7 @@ def postgres(directory: Directory) -> Iterator[str]:
     try:
         run(programs / "initdb", "--no-sync", "--username=admin", "--auth=trust", "-D", data, cwd=folder, **who)
         rule = f'127.0.0.1/32 ldap ldapserver=127.0.0.1 ldapport={directory.port} ldapprefix="" ldapsuffix=""'
-        (data / "pg_hba.conf").write_text(f"local all admin trust\nhost all {IDENTITY} {rule}\n")
+        (data / "pg_hba.conf").write_text(f"local all admin trust\nhost all {IDENTITY},app {rule}\n")
         options = ["-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         command = [programs / "postgres", "-D", data, "-k", folder, *options]
         with (
@@ -198,13 +182,39 @@ def make_role(folder: Path, port: int) -> None:
     import psycopg
 
     with psycopg.connect(f"host={folder} port={port} user=admin dbname=postgres", autocommit=True) as connection:
-        connection.execute(f'create role "{IDENTITY}" login')
+        for role in (IDENTITY, "app"):
+            connection.execute(f'create role "{role}" login')
 
 
 def test_postgres_takes_the_token_as_password(postgres: str, sample: Sample, directory: Directory) -> None:
     """PostgreSQL lets the sample in with the token as its password."""
     assert sample("postgres_engine.py", postgres) == f"{IDENTITY}\n"
     assert [(name, good) for name, _, good in directory.asked] == [(IDENTITY, True)]
+
+
+APP = UserAssigned("app")
+
+
+@pytest.mark.parametrize("identity", [APP, None], ids=["user-assigned", "system-assigned"])
+def test_postgres_through_microsofts_library(
+    postgres: str, sample: Sample, directory: Directory, imds: ImdsEmulator, identity: UserAssigned | None
+) -> None:
+    """azure-postgresql-auth takes our credential for a user-assigned identity, and fails for a system-assigned one."""
+    needs("azure_postgresql_auth")
+    url = postgres.replace(f"{IDENTITY}@", "")
+    if identity:
+        imds.assign(identity)
+        assert sample("postgres_entra.py", url, identity.client_id) == "app\n"
+        assert [(name, good) for name, _, good in directory.asked] == [("app", True)]
+        return
+    from azure_postgresql_auth.sqlalchemy import enable_entra_authentication
+    from sqlalchemy import create_engine
+
+    engine = create_engine(url, connect_args={"credential": ImdsCredential()})
+    enable_entra_authentication(engine)
+    with pytest.raises(Exception, match="Could not retrieve Entra credentials"):
+        engine.connect()
+    assert directory.asked == []
 
 
 def test_every_connection_gets_the_token_of_the_day(postgres: str, imds: ImdsEmulator, directory: Directory) -> None:
