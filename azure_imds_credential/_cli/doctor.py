@@ -288,7 +288,7 @@ def _age(identity: IdentityInfo, now: float) -> Finding:
     return Finding(
         "token age",
         "note",
-        f"Issued {hours:.1f} h ago: IMDS hands out the same token until it ends, in "
+        f"Issued {hours:.1f} h ago: IMDS may hand out the same token until it ends, in "
         f"{(identity.expires_on - now) / 3600:.1f} h. It knows no group or app role that was given since.",
         "For a new group or app role wait for the next token. A role assignment (Azure RBAC) is looked up by the "
         "service: it acts within minutes, with the token as it is.",

@@ -39,6 +39,7 @@ offsets.topic.replication.factor=1
 ssl.keystore.type=PEM
 ssl.keystore.location={folder}/server.pem
 sasl.enabled.mechanisms=OAUTHBEARER
+sasl.oauthbearer.jwt.validator.class=org.apache.kafka.common.security.oauthbearer.BrokerJwtValidator
 sasl.oauthbearer.jwks.endpoint.url={keys}
 sasl.oauthbearer.expected.audience={audience}
 sasl.oauthbearer.expected.issuer={issuer}
