@@ -6,6 +6,7 @@ Every program that uses keyring loads this module, so it imports nothing until a
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # Azure Artifacts belongs to Azure DevOps, whose application this is:
 # https://learn.microsoft.com/azure/devops/integrate/get-started/authentication/service-principal-managed-identity
 _SCOPE = "499b84ac-1321-427f-aa17-267ca6975798/.default"
+# https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url#azure-artifacts
+_FEED_HOST = re.compile(r"pkgs\.dev\.azure\.com|[a-z0-9-]+\.pkgs\.visualstudio\.com")
 _USER = "VssSessionToken"  # with a token as password Azure Artifacts takes any name
 _TIMEOUT = 15.0  # seconds; a person waits, and off Azure other backends are asked after 3 s at most
 
@@ -75,8 +78,7 @@ def _is_feed(service: str) -> bool:
         host = (parts.hostname or "").lower()
     except ValueError:
         return False
-    # https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url#azure-artifacts
-    return parts.scheme == "https" and (host == "pkgs.dev.azure.com" or host.endswith(".pkgs.visualstudio.com"))
+    return parts.scheme == "https" and _FEED_HOST.fullmatch(host) is not None
 
 
 def _credential(client_id: str | None) -> ImdsCredential:

@@ -82,15 +82,16 @@ def _failed(message: str, code: int, facts: Mapping[str, object] | None) -> int:
 
 @contextmanager
 def _logging(*, verbose: bool) -> Iterator[None]:
-    """Print what is logged if that is asked for. Otherwise nothing is: the message of an error says what matters."""
-    handler: logging.Handler = LogHandler() if verbose else logging.NullHandler()
+    """Print what this package logs if that is asked for. Of others nothing is printed: errors say what matters."""
     root, ours = logging.getLogger(), logging.getLogger("azure_imds_credential")
-    level = ours.level
-    root.addHandler(handler)
+    nothing, printing, level = logging.NullHandler(), LogHandler(), ours.level
+    root.addHandler(nothing)  # without any handler Python prints warnings itself
     if verbose:
+        ours.addHandler(printing)
         ours.setLevel(logging.DEBUG)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        root.removeHandler(nothing)
+        ours.removeHandler(printing)
         ours.setLevel(level)

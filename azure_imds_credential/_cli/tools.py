@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ AKS_SCOPE = "6dae42f8-4368-4678-94ff-3960e28e3630/.default"
 DEVOPS_SCOPE = "499b84ac-1321-427f-aa17-267ca6975798/.default"
 # With a token as password Azure DevOps takes any name; this one appears in its own tools.
 DEVOPS_USER = "VssSessionToken"
+# Its hosts, https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url, with or without a port.
+_DEVOPS_HOST = re.compile(r"(?:(?:[a-z0-9-]+\.)*dev\.azure\.com|(?:[a-z0-9-]+\.)+visualstudio\.com)(?::\d+)?")
 _EXEC_API = "client.authentication.k8s.io/v1beta1"  # for kubectl before 1.20, which does not say what it takes
 
 
@@ -61,15 +64,7 @@ def read_attributes(text: bytes) -> dict[str, list[str]]:
 def is_azure_devops(attributes: dict[str, list[str]]) -> bool:
     """Return whether git asks about Azure DevOps over TLS: no other server may get a token of it."""
     host = attributes.get("host", [""])[-1].lower()
-    return attributes.get("protocol", [""])[-1] == "https" and is_devops_host(host.partition(":")[0])
-
-
-def is_devops_host(host: str) -> bool:
-    """Return whether a host belongs to Azure DevOps.
-
-    https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url
-    """
-    return host == "dev.azure.com" or host.endswith((".dev.azure.com", ".visualstudio.com"))
+    return attributes.get("protocol", [""])[-1] == "https" and _DEVOPS_HOST.fullmatch(host) is not None
 
 
 def git_answer(asked: dict[str, list[str]], info: AccessTokenInfo) -> str:
