@@ -13,8 +13,10 @@ import pytest
 from azure_imds_credential._cli import doctor
 from azure_imds_credential._cli.doctor import Report, examine
 from azure_imds_credential._cli.machine import Place, Surroundings
+from azure_imds_credential._cli.text import Terminal
 from azure_imds_credential._freshness import World
 from azure_imds_credential._token_cache import TokenCache
+from azure_imds_credential.serve import SERVE_HEADER
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults
 
 SCOPE = "https://vault.azure.net/.default"
@@ -52,7 +54,7 @@ class Machine:
 
 
 def aged(imds: ImdsEmulator) -> None:
-    """Have the machine hold a token that was issued 20 h ago by everybody's clock."""
+    """Have the machine hold a token that was issued 20 h ago."""
     imds.advance(-20 * 3600)
     examine(SCOPE, endpoint=imds.endpoint)
     imds.advance(20 * 3600)
@@ -155,7 +157,7 @@ MACHINES = [
         environ={"IDENTITY_ENDPOINT": "http://x"},
     ),
     Machine(
-        "AZURE_CLIENT_ID for nobody",
+        "AZURE_CLIENT_ID alone",
         "identity",
         "note",
         "AZURE_CLIENT_ID is set",
@@ -394,9 +396,72 @@ MACHINES = [
 ]
 
 
+def with_header(name: str, value: str | None) -> Callable[[faults.Reply], Iterable[bytes]]:
+    def fault(reply: faults.Reply) -> Iterable[bytes]:
+        yield reply.with_header(name, value).encode()
+
+    return fault
+
+
+PRINCIPAL = {"AZURE_CLIENT_ID": "c", "AZURE_TENANT_ID": "t"}
+BETWEEN = [
+    ("the Guest Proxy Agent", ("x-ms-azure-host-authorization", "value"), "the Guest Proxy Agent of Metadata Security"),
+    ("serve", (SERVE_HEADER, "0.1.0"), "`azure-imds serve` 0.1.0"),
+    ("the proxy of workload identity", ("Server", "azure-workload-identity/proxy/v1.5.0"), "the proxy sidecar"),
+    ("floci", ("Server", "floci/1.0"), "an emulator of Azure (floci/1.0)"),
+    ("an unknown program", ("Server", "nginx"), "a program that calls itself nginx"),
+]
+MACHINES += [
+    Machine(
+        f"{name} in between",
+        "in between",
+        "note",
+        f"by way of {says}",
+        "Its own log",
+        usable=True,
+        faults=(with_header(*header),),
+    )
+    for name, header, says in BETWEEN
+]
+MACHINES += [
+    Machine(name, "other SDKs", "note", says, advice, usable=True, environ=environ)
+    for name, environ, says, advice in [
+        (
+            "a service principal in the environment",
+            {**PRINCIPAL, "AZURE_CLIENT_SECRET": "password"},
+            "AZURE_CLIENT_ID, AZURE_TENANT_ID, AZURE_CLIENT_SECRET are set: DefaultAzureCredential gets tokens of that",
+            "Unset them",
+        ),
+        (
+            "a certificate in the environment",
+            {**PRINCIPAL, "AZURE_CLIENT_CERTIFICATE_PATH": "/x"},
+            "AZURE_CLIENT_CERTIFICATE_PATH are set",
+            "Unset them",
+        ),
+        (
+            "workload identity in the environment",
+            {**PRINCIPAL, **FEDERATED},
+            "gets tokens of workload identity, and does not ask IMDS",
+            "WorkloadIdentityCredential",
+        ),
+        (
+            "a choice of credentials",
+            {"AZURE_TOKEN_CREDENTIALS": "dev"},
+            "AZURE_TOKEN_CREDENTIALS=dev says which",
+            "another identity than you expect",
+        ),
+        ("a variable of AzCopy", {"AZCOPY_MSI_CLIENT_ID": "x"}, "AzCopy reads it", "that program"),
+        ("a variable of Terraform", {"ARM_CLIENT_ID": "x"}, "Terraform reads it", "that program"),
+    ]
+]
+MACHINES += [
+    Machine("a request that is timed", "cost", "ok", "The request for the token took ", "Nothing", usable=True),
+]
+
+
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two requests nobody waits here: how long is another test's matter."""
+    """Pauses between requests cost no time here; their length is for other tests."""
     world = World(sleep=lambda _: None)
     monkeypatch.setattr("azure_imds_credential._configuration.process_cache", TokenCache(world))
 
@@ -426,8 +491,10 @@ def test_doctor_names_cause_and_next_step(machine: Machine, monkeypatch: pytest.
     with ImdsEmulator(machine.identities) as imds:
         report = examined(machine, imds, monkeypatch)
     told = [f for f in report.findings if f.check == machine.check and f.level == machine.level]
-    assert not any(machine.never and machine.never in finding.next for finding in told), str(report)
-    assert any(machine.says in finding.says and machine.next in finding.next for finding in told), str(report)
+    assert not any(machine.never and machine.never in finding.next for finding in told), report.text(Terminal())
+    assert any(machine.says in finding.says and machine.next in finding.next for finding in told), report.text(
+        Terminal()
+    )
     assert (report.error is None) is machine.usable
     assert (report.identity is not None) is machine.usable
 
@@ -463,12 +530,53 @@ def test_no_finding_ends_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem.says.endswith("App Service here, not from IMDS. Nothing was sent.")
 
 
+@pytest.mark.parametrize("environ", [{**PRINCIPAL, "AZURE_CLIENT_SECRET": "password"}, {"ARM_CLIENT_ID": "password"}])
+def test_values_of_variables_stay_secret(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+    """Of variables that may hold a secret only the names are told."""
+    with ImdsEmulator() as imds:
+        report = examined(Machine("x", "", "", "", "", environ=environ), imds, monkeypatch)
+    assert "password" not in report.text(Terminal())
+
+
+def test_nothing_in_between_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where IMDS answers itself, or an answer has no Server header, nothing is said to be in between."""
+    for fault in ((), (with_header("Server", None),)):
+        with ImdsEmulator() as imds:
+            report = examined(Machine("x", "", "", "", "", faults=fault), imds, monkeypatch)
+        assert "in between" not in [finding.check for finding in report.findings]
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ({}, None),
+        ({"/.dockerenv": ""}, "Docker"),
+        ({"/run/.containerenv": ""}, "Podman"),
+        ({"/proc/self/cgroup": "0::/"}, None),
+        ({"/proc/self/cgroup": "12:pids:/docker/0123"}, "Docker"),
+        ({"/proc/1/cgroup": "0::/system.slice/docker-0123.scope"}, "Docker"),
+        ({"/proc/self/cgroup": "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-2.scope"}, "Kubernetes"),
+        ({"/proc/self/cgroup": "0::/kubepods/besteffort/pod1/2", "/.dockerenv": ""}, "Kubernetes"),
+        ({"/proc/self/cgroup": "0::/machine.slice/libpod-0123.scope"}, "Podman"),
+        ({"/proc/1/cgroup": "0::/system.slice/containerd.service/default"}, "containerd"),
+        ({"/proc/1/cgroup": "0::/lxc.payload.name"}, "LXC"),
+        ({"/run/systemd/container": "systemd-nspawn"}, "systemd-nspawn"),
+        ({"/proc/self/cgroup": "0::/user.slice/user-0.slice/session-1.scope"}, None),
+    ],
+)
+def test_container(files: dict[str, str], kind: str | None) -> None:
+    """The kind of a container follows from what each runtime leaves in it, and from its control group."""
+    around = Surroundings({}, "linux", lambda path: files.get(path, ""), files.__contains__)
+    assert around.container() == kind
+    assert (around.place() is Place.CONTAINER) is (kind is not None)
+
+
 def test_values_of_proxies_stay_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy's URL may hold a password, so only the variable is named."""
     machine = next(machine for machine in MACHINES if machine.name == "a proxy for everything")
     with ImdsEmulator() as imds:
         report = examined(machine, imds, monkeypatch)
-    assert "password" not in str(report)
+    assert "password" not in report.text(Terminal())
 
 
 def test_report_holds_no_token() -> None:
@@ -476,7 +584,7 @@ def test_report_holds_no_token() -> None:
     with ImdsEmulator() as imds:
         report = examine(SCOPE, endpoint=imds.endpoint)
         (token,) = imds.tokens
-    assert token not in repr(report) + str(report)
+    assert token not in repr(report) + report.text(Terminal())
 
 
 @pytest.mark.parametrize(
@@ -504,19 +612,12 @@ def test_unreadable_dates_are_no_skew() -> None:
     """An answer without a Date, or with nonsense in its place, says nothing of the clock."""
     for date in (None, "yesterday"):
         with ImdsEmulator() as imds:
-            imds.script(with_date(date))
+            imds.script(with_header("Date", date))
             report = examine(SCOPE, endpoint=imds.endpoint)
         assert "clock" not in [finding.check for finding in report.findings]
 
 
-def with_date(date: str | None) -> Callable[[faults.Reply], Iterable[bytes]]:
-    def fault(reply: faults.Reply) -> Iterable[bytes]:
-        yield reply.with_header("Date", date).encode()
-
-    return fault
-
-
-def test_at_least_a_dozen_machines_are_staged() -> None:
-    """The table above is the promise of the documentation: a dozen environments, and more than one that works."""
+def test_machines_have_names_of_their_own() -> None:
+    """The table has at least a dozen machines, and its faults last as long as the doctor asks."""
     assert len({machine.name for machine in MACHINES}) == len(MACHINES) >= 12
     assert doctor._RETRIES + 1 == ALWAYS

@@ -59,13 +59,13 @@ class Finding(NamedTuple):
     next: str = "Nothing to do."
 
 
-# What shows a container, most telling first: files, or parts of a control group's path.
-_CONTAINERS = (
-    ("Kubernetes", ("kubepods",)),
-    ("Podman", ("/run/.containerenv", "libpod")),
-    ("Docker", ("/.dockerenv", "/docker/", "docker-")),
-    ("containerd", ("containerd",)),
-    ("LXC", ("/lxc/", "lxc.payload")),
+# What shows a container, most telling first: files, and parts of a control group's path.
+_CONTAINERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("Kubernetes", (), ("kubepods",)),
+    ("Podman", ("/run/.containerenv",), ("libpod",)),
+    ("Docker", ("/.dockerenv",), ("/docker/", "docker-")),
+    ("containerd", (), ("containerd",)),
+    ("LXC", (), ("/lxc/", "lxc.payload")),
 )
 
 
@@ -113,8 +113,8 @@ class Surroundings:
         namespace is the host's (version 1, and version 2 without a namespace of its own), cgroups(7).
         """
         groups = f"{self.read('/proc/self/cgroup')}\n{self.read('/proc/1/cgroup')}"
-        for kind, evidence in _CONTAINERS:
-            if any(self.exists(each) if each.startswith("/") else each in groups for each in evidence):
+        for kind, files, parts in _CONTAINERS:
+            if any(map(self.exists, files)) or any(part in groups for part in parts):
                 return kind
         return self.read("/run/systemd/container") or None  # https://systemd.io/CONTAINER_INTERFACE
 
