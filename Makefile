@@ -21,9 +21,10 @@ EXTRAS_lint := lint
 EXTRAS_docs := docs
 EXTRAS_fuzz := test,fuzz
 EXTRAS_matrix := matrix
+EXTRAS_mutants := mutation
 EXTRAS_integration := test,adapters,integration
 
-.PHONY: demo test test-alone test-stress test-matrix integration fuzz docs docs-serve lint format clean
+.PHONY: demo test test-alone test-stress test-matrix integration fuzz mutants docs docs-serve lint format clean
 .NOTPARALLEL:
 
 demo: $(VENV)/installed-demo
@@ -56,6 +57,12 @@ fuzz: $(VENV)/installed-fuzz
 	$(RUN) pytest tests/test_fuzz.py -k coverage_guided $(ARGS)
 
 # Material for MkDocs warns of MkDocs 2, which setup.cfg rules out.
+# One change at a time in the pure modules: does a test notice? A quarter of an hour; docs/proofs.md lists what survives.
+mutants: $(VENV)/installed-mutants
+	rm -rf mutants
+	$(BIN)/mutmut run
+	$(BIN)/python tests/mutants.py
+
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet
 	@echo "The site is build/docs/index.html; make docs-serve shows it, with search."
@@ -69,6 +76,7 @@ lint: $(VENV)/installed-lint
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) mypy --strict tests/typing
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/shellcheck --enable $(SHELL_CHECKS) samples/azure/*.sh
 	$(RUN) azure_imds_credential scan recordings
 
@@ -80,7 +88,7 @@ format: $(VENV)/installed-lint
 	$(RUN) ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist mutants *.egg-info
 
 # What one needs to work on the project: the tests and the linters.
 $(VENV)/installed: $(VENV)/installed-test $(VENV)/installed-lint
@@ -88,7 +96,7 @@ $(VENV)/installed: $(VENV)/installed-test $(VENV)/installed-lint
 
 # .venv/whole is away while packages are installed. So after an install that failed or was interrupted the next `make`
 # starts over, with a new environment.
-$(VENV)/installed-%: setup.py setup.cfg pyproject.toml azure_imds_credential/__init__.py | $(VENV)/whole
+$(VENV)/installed-%: setup.py setup.cfg pyproject.toml azure_imds_credential/_version.py | $(VENV)/whole
 	@rm $(VENV)/whole
 	@echo "Installing what 'make $*' needs into $(VENV)"
 	@$(INSTALL) '.[$(EXTRAS_$*)]'

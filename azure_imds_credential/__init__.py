@@ -19,6 +19,8 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 if TYPE_CHECKING:
     from ._credential import ImdsCredential
     from ._source import ManagedIdentitySource, detect_source
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
         ImdsThrottledError,
         ImdsUnavailableError,
     )
-
-__version__ = "0.1.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

@@ -1,71 +1,204 @@
-"""One base URL: who of this process is asking there now, and whether it is known to be IMDS or to be absent."""
+"""What this process knows of one base URL, and how fast it may send requests there."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+from ._clock import Clock
+from ._request import TokenRequest
 from .exceptions import ImdsError
 
-if TYPE_CHECKING:
-    from ._flight import Flight
+DEFAULT_ENDPOINT = "http://169.254.169.254"
+ENDPOINT_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
+TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a password
 
-GRACE = 0.1  # seconds a caller gives a flight that is about to end, so that it can say why
+GRACE = 0.1  # seconds beyond a request's deadline in which it may still say why it failed
 
 # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
-AT_ONCE = 5
-PER_SECOND = 20
-SECOND = 1.1  # by our clock; requests do not take equally long to get there
-ABSENT_SECONDS = 30.0  # how long "nobody there" is believed
+MAX_CONCURRENT = 5
+MAX_PER_WINDOW = 20
+WINDOW = 1.1  # seconds; one second, and a margin for a server whose clock runs differently
+LONGEST_SLEEP = 0.2  # seconds; a slot can also become free because a request overran its deadline
+
+ABSENCE_MEMORY = 30.0  # seconds for which "there is no IMDS" is believed
+LOOK_INTERVAL = 1.0  # seconds between two connect attempts that look whether that is still so
 
 
-class Gate:
-    """Who asks a URL now, and when it was asked lately. One for all of a process: IMDS limits what a machine asks."""
+class RateLimiter:
+    """Keeps the requests of this process to one URL within the documented limits of IMDS.
+
+    A request counts from the moment it takes its slot until `WINDOW` after its response, because it reaches the server
+    at some moment in between. So the server never sees more than `MAX_PER_WINDOW` in a second, however slow this
+    machine is.
+    """
 
     def __init__(self) -> None:
-        self.answered = False  # as IMDS, to any of the caches
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
-        """Stand open, for a forked child that has none of its parent's requests."""
-        self.places = threading.Semaphore(AT_ONCE)
-        self.inside: dict[int, Flight] = {}  # who went in and did not come out, by the id of a list that is its own
-        self.pace = threading.Lock()
-        self.starts: deque[float] = deque(maxlen=PER_SECOND)  # of the latest requests
+    def reset(self) -> None:
+        """Forget all requests: in a forked child those of its parent."""
+        self._lock = threading.Lock()
+        self.active: dict[TokenRequest, float] = {}  # and when their slots expire
+        self.recent: deque[float] = deque()  # when the latest responses came
+        self._waiting: deque[threading.Lock] = deque()  # one for each thread that waits, locked until it may look again
 
-    def enter(self, flight: Flight, clock: Callable[[], float]) -> bool:
-        """Wait for a place; say whether there was one before the flight's time was up."""
-        while not self.places.acquire(timeout=0.2):
-            for other in self.inside.copy().values():
-                if clock() >= other.deadline + GRACE:
-                    self.leave(other)  # it hangs, perhaps for good
-            if clock() >= flight.deadline:
-                return False
-        self.inside[id(flight.landed)] = flight
-        return True
+    def acquire(self, request: TokenRequest, clock: Clock) -> bool:
+        """Wait for a slot; return whether there was one before the request's deadline.
 
-    def leave(self, flight: Flight) -> None:
-        """Give a flight's place to the next, once, whoever says so first: itself, or those who saw it overrun."""
-        if self.inside.pop(id(flight.landed), None):
-            self.places.release()
+        A request that a hook of an active one asks for uses that one's slot: the other waits for it.
+        """
+        while True:
+            turn = threading.Lock()
+            turn.acquire()
+            with self._lock:
+                now = clock.now()
+                if now >= request.deadline:
+                    return False
+                pause = self._pause(request, now)
+                if pause == 0:
+                    self.active[request] = request.deadline + GRACE
+                    return True
+                if pause is None:
+                    self._waiting.append(turn)
+            if pause is None:  # five are active: the next response ends the wait
+                turn.acquire(timeout=LONGEST_SLEEP)
+                with self._lock:
+                    if turn in self._waiting:
+                        self._waiting.remove(turn)
+            elif now + pause >= request.deadline:
+                return False  # a turn that comes too late would be lost to other requests
+            else:
+                clock.sleep(pause)
+
+    def release(self, request: TokenRequest, clock: Clock) -> None:
+        """Give the slot back, after the response or when there will be none."""
+        with self._lock:
+            if self.active.pop(request, None) is not None:
+                self.recent.append(clock.now())
+            if self._waiting:
+                self._waiting.popleft().release()
+
+    def clear(self) -> None:
+        """Forget the latest requests, as `testing.forget_tokens` does."""
+        with self._lock:
+            self.recent.clear()
+
+    def _pause(self, request: TokenRequest, now: float) -> float | None:
+        """Return the seconds until a slot may be free, None when that depends on the active requests."""
+        for other, expires_at in tuple(self.active.items()):
+            if now >= expires_at:  # it overran its deadline, and may hang for good
+                del self.active[other]
+        while self.recent and now >= self.recent[0] + WINDOW:
+            self.recent.popleft()
+        own = sum(other.includes(request) for other in self.active)
+        if len(self.active) - own >= MAX_CONCURRENT:
+            return None
+        if len(self.active) + len(self.recent) < MAX_PER_WINDOW:
+            return 0.0
+        return self.recent[0] + WINDOW - now if self.recent else None
+
+
+class Absence(NamedTuple):
+    """The error that told that there is no IMDS, and how long it is believed."""
+
+    error: ImdsError
+    noted_at: float
+    until: float
+
+
+class UrlState:
+    """What all credentials of a process share about a base URL."""
+
+    def __init__(self) -> None:
+        self.limiter = RateLimiter()
+        self.seen = False  # it answered as IMDS
+        self.is_boot_retry_used = False  # a young machine is given time once
+
+    def clear(self) -> None:
+        """Know nothing."""
+        self.seen = self.is_boot_retry_used = False
+        self.limiter.clear()
 
 
 class Endpoint:
-    """What one cache knows of a URL. Credentials that reach it in a way of their own have a cache of their own."""
+    """What one cache knows of a base URL.
 
-    def __init__(self, url: str, gate: Gate) -> None:
-        self.url, self.gate = url, gate
-        self.seen = False  # it once answered as IMDS
-        self.absence: ImdsError | None = None
-        self.absent_until = 0.0
+    Args:
+        url: The base URL.
+        state: What is shared with the other caches of the process.
+        own_way: Requests go through a transport, a policy or a hook of the user's, which may lead elsewhere. What they
+            see is kept apart, and no bare connect attempt is made.
+    """
 
-    def known_absence(self, now: float) -> ImdsError | None:
-        """Return the error that is remembered, if it still holds."""
-        return self.absence if not self.seen and now < self.absent_until else None
+    def __init__(self, url: str, state: UrlState, *, own_way: bool = False) -> None:
+        self.url, self.limiter, self.own_way = url, state.limiter, own_way
+        self._shared, self._seen_by = state, UrlState() if own_way else state
+        self._forget_absence()
 
-    def note_absence(self, error: ImdsError, now: float) -> None:
-        """Remember that nobody is there, for `ABSENT_SECONDS`."""
-        if not self.seen:
-            self.absence, self.absent_until = error, now + ABSENT_SECONDS
+    @property
+    def seen(self) -> bool:
+        """Whether it answered as IMDS before."""
+        return self._seen_by.seen
+
+    @seen.setter
+    def seen(self, value: bool) -> None:
+        self._seen_by.seen = value
+
+    @property
+    def is_boot_retry_used(self) -> bool:
+        """Whether some credential of the process has given a young machine time already."""
+        return self._shared.is_boot_retry_used
+
+    @is_boot_retry_used.setter
+    def is_boot_retry_used(self, value: bool) -> None:
+        self._shared.is_boot_retry_used = value
+
+    def clear(self) -> None:
+        """Know nothing."""
+        self._shared.clear()
+        self._seen_by.clear()
+        self._forget_absence()
+
+    def _forget_absence(self) -> None:
+        self.absence: Absence | None = None
+        self.look_again_at: float | None = None  # None: no look, the answer came from a server that is not IMDS
+        self._found_listener = False
+
+    def known_absence(self, now: float) -> Absence | None:
+        """Return what is remembered, if it still holds."""
+        absence = self.absence
+        return absence if absence is not None and not self.seen and now < absence.until else None
+
+    def note_unavailable(self, error: ImdsError, now: float, *, is_absent: bool, has_listener: bool) -> None:
+        """Remember that there is no IMDS.
+
+        Args:
+            error: What callers are told meanwhile.
+            now: Time of `Clock.now`.
+            is_absent: Nothing answered. Another server's answer is remembered only where a look led to it: the next
+                call may find IMDS in its place.
+            has_listener: Something accepts connections there, so that a look would tell nothing new.
+        """
+        if self.seen or not (is_absent or self._found_listener):
+            return
+        self._found_listener = self._found_listener and has_listener
+        self.absence = Absence(error, now, now + ABSENCE_MEMORY)
+        self.look_again_at = None if has_listener or self.own_way else now + LOOK_INTERVAL
+
+    def absence_to_look_at(self, now: float) -> Absence | None:
+        """Return the memory that a connect attempt should be made for now, and count it as made."""
+        absence = self.known_absence(now)
+        if absence is None or self.look_again_at is None or now < self.look_again_at:
+            return None
+        self.look_again_at = None  # until this one ends
+        return absence
+
+    def note_look(self, absence: Absence, *, found: bool, now: float) -> None:
+        """Keep what a connect attempt found; it ends or renews the memory that it was made for."""
+        if self.absence is not absence:
+            return  # cleared, or learned anew meanwhile
+        self._found_listener = found
+        self.absence = None if found else absence._replace(until=now + ABSENCE_MEMORY)
+        self.look_again_at = None if found else now + LOOK_INTERVAL

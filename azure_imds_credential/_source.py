@@ -19,6 +19,7 @@ class ManagedIdentitySource(Enum):
 
     IMDS = "the Instance Metadata Service"
     APP_SERVICE = "App Service"
+    CONTAINER_APPS = "Container Apps"
     AZURE_ARC = "Azure Arc"
     SERVICE_FABRIC = "Service Fabric"
     CLOUD_SHELL = "Cloud Shell"
@@ -28,13 +29,19 @@ class ManagedIdentitySource(Enum):
 # The first row whose variables are all set wins, empty ones too: msal looks at them so, and a test compares the two.
 _SOURCES = (
     (ManagedIdentitySource.SERVICE_FABRIC, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT")),
+    # Container Apps speaks App Service's protocol, so msal does not tell the two apart. Jobs have no host name:
+    # https://learn.microsoft.com/azure/container-apps/environment-variables#built-in-environment-variables
+    (ManagedIdentitySource.CONTAINER_APPS, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "CONTAINER_APP_NAME")),
+    (ManagedIdentitySource.CONTAINER_APPS, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "CONTAINER_APP_HOSTNAME")),
     (ManagedIdentitySource.APP_SERVICE, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER")),
     (ManagedIdentitySource.MACHINE_LEARNING, ("MSI_ENDPOINT", "MSI_SECRET")),
 )
 
-# All that is looked at; azure-identity and msal look at the same ones.
+# All that is looked at. azure-identity and msal look at the same ones, but for those of Container Apps.
 VARIABLES = (
     "AZUREPS_HOST_ENVIRONMENT",
+    "CONTAINER_APP_HOSTNAME",
+    "CONTAINER_APP_NAME",
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
     "IDENTITY_SERVER_THUMBPRINT",
@@ -49,7 +56,7 @@ def source_and_evidence(
     platform: str = sys.platform,
     exists: Callable[[str], bool] = os.path.exists,
 ) -> tuple[ManagedIdentitySource, tuple[str, ...]]:
-    """Say which source is named, and by which variables or file."""
+    """Return which source is named, and by which variables or file."""
     environ = os.environ if environ is None else environ
     for source, variables in _SOURCES:
         if all(name in environ for name in variables):
@@ -65,7 +72,7 @@ def source_and_evidence(
 
 
 def detect_source() -> ManagedIdentitySource:
-    """Say which managed identity source the environment names, without a request.
+    """Return which managed identity source the environment names, without a request.
 
     Returns:
         `ManagedIdentitySource.IMDS` when no other source is configured; only then does a credential ask IMDS.

@@ -1,4 +1,4 @@
-"""What can go wrong when a token is asked for.
+"""The errors of a call that gets no token.
 
 ::
 
@@ -8,8 +8,8 @@
         ├── IdentityUnavailableError  IMDS is here but has no such identity: a chain goes on
         ├── IdentityMismatchError     the answer is for another identity or resource: a chain stops
         ├── ImdsRequestError          the request itself was refused: a chain stops
-        ├── ImdsThrottledError        too many requests until the time was spent: a chain stops
-        └── ImdsServiceError          IMDS is ill until the time was spent: a chain stops
+        ├── ImdsThrottledError        429 until the time was spent: a chain stops
+        └── ImdsServiceError          IMDS failed until the time was spent: a chain stops
 
 "A chain" is `azure.identity.ChainedTokenCredential`, sync or aio. It goes on after `CredentialUnavailableError` only,
 which therefore joins the bases of the first two classes as soon as one of them is raised in a process that has loaded
@@ -18,26 +18,30 @@ azure-identity.
 
 from __future__ import annotations
 
+import copy
 import sys
 
 from azure.core.exceptions import ClientAuthenticationError
 
 
 class ImdsError(ClientAuthenticationError):
-    """No token: what was asked of whom, what came back, and what to do next.
+    """There is no token. The message tells what was asked of which endpoint, what came back, and what to do next.
 
-    Never holds a token, and never more than 200 characters of what a server answered.
+    It never holds a token, and never more than 200 characters of a response.
 
     Attributes:
         status: The HTTP status of the last answer; None when there was none.
         error_code: The member `error` of IMDS's answer, for example `invalid_request`.
-        error_description: IMDS's words, for people: they change without notice, so nothing here depends on them.
+        error_description: The member `error_description`. IMDS changes its wording without notice, so nothing here
+            depends on it.
         endpoint: The base URL that was asked.
-        identity: Which identity was asked for, for example `client_id 6a7b...` or `system-assigned`.
+        identity: Which identity was asked for, for example `client_id 6a7b...` or `the machine's default identity`.
         resource: What the token was for.
         attempts: How many requests were sent.
         elapsed: Seconds spent, waiting between attempts included.
-        request_id: The header `x-ms-request-id` of the last answer, for Azure support.
+        request_id: The header `x-ms-request-id` of the last response, for Azure support.
+        client_request_id: The header `x-ms-client-request-id` of the request. IMDS does not echo it; where there is no
+            response at all, it is the only ID there is.
         hint: What to do next.
     """
 
@@ -54,6 +58,7 @@ class ImdsError(ClientAuthenticationError):
         attempts: int = 0,
         elapsed: float = 0.0,
         request_id: str | None = None,
+        client_request_id: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -67,19 +72,20 @@ class ImdsError(ClientAuthenticationError):
         self.attempts = attempts
         self.elapsed = elapsed
         self.request_id = request_id
+        self.client_request_id = client_request_id
         self.hint = hint
-        # For `azure-imds doctor`: what was answered, without what was asked and the hint (whoever raises it knows what
-        # that is; otherwise the whole), and the words of something that is not IMDS.
-        self._came_back = message.rstrip(".")
+        # For `azure-imds doctor`: what came back, without the request and the hint around it, and the beginning of a
+        # response that is not IMDS's.
+        self._reason = message.rstrip(".")
         self._excerpt = ""
-        # AzureError notes whatever exception is being handled. That may hold a server's body or a frame's locals (a
-        # token among them), and a traceback cannot be pickled.
+        # AzureError keeps the exception that is being handled. Its frames may hold a response with a token, and a
+        # traceback cannot be pickled.
         self.exc_type = self.exc_value = self.exc_traceback = None
         self.exc_msg = message
 
 
 class ImdsUnavailableError(ImdsError):
-    """IMDS is not here: nothing answers, something else answers, or the environment names another token source."""
+    """There is no IMDS: nothing answers, another server answers, or the environment names another token source."""
 
 
 class IdentityUnavailableError(ImdsError):
@@ -87,11 +93,11 @@ class IdentityUnavailableError(ImdsError):
 
 
 class IdentityMismatchError(ImdsError):
-    """The answer is for another identity or another resource than was asked; its token was thrown away."""
+    """The response is for another identity or another resource than was asked; its token was discarded."""
 
 
 class ImdsRequestError(ImdsError):
-    """IMDS, or Entra behind it, refused the request itself: asking again would not help."""
+    """IMDS, or Entra behind it, refused the request itself: repeating it would not help."""
 
 
 class ImdsThrottledError(ImdsError):
@@ -99,14 +105,28 @@ class ImdsThrottledError(ImdsError):
 
 
 class ImdsServiceError(ImdsError):
-    """A real IMDS gave 404, 408, 410, 5xx, a malformed answer or none, until the time was spent."""
+    """A real IMDS gave 404, 408, 410, 5xx, a malformed response or none, until the time was spent."""
 
 
-def let_chains_go_on(error: BaseException) -> None:
+def remembered(error: ImdsError, seconds: float) -> ImdsError:
+    """Return a copy of an error that says how old it is.
+
+    Args:
+        error: What was found out before.
+        seconds: How long ago.
+    """
+    join_credential_unavailable(error)
+    again = copy.copy(error)
+    again.message = again.exc_msg = f"{error.message} (Remembered: this was found out {seconds:.0f} s ago.)"
+    again.args = (again.message,)
+    return again
+
+
+def join_credential_unavailable(error: BaseException) -> None:
     """Make azure-identity, where it is loaded, recognise the two errors after which a chain tries the next credential.
 
-    The class itself is changed, since a class made while raising could not be pickled. azure-identity is no dependency
-    of this package, so that its class cannot be a base from the start.
+    The class itself is changed: an error of a class that is made while raising could not be pickled. azure-identity is
+    no dependency of this package, so its class cannot be a base from the start.
     """
     identity_package = sys.modules.get("azure.identity")
     unavailable = getattr(identity_package, "CredentialUnavailableError", None)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 216, 44, 46
 FONT = "font-family='system-ui, sans-serif'"
-# Okabe and Ito's colours, which people with any colour vision can tell apart: https://jfly.uni-koeln.de/color/
+# Okabe and Ito's flavors, which people with any flavor vision can tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 Point = tuple[float, float]
@@ -74,18 +74,18 @@ def draw(
         f"<text transform='translate(16 {TOP + (HEIGHT - TOP - BOTTOM) / 2}) rotate(-90)' text-anchor='middle' "
         f"fill='#222'>{escape(y)}</text>"
     )
-    colours = iter(COLOURS)
+    flavors = iter(COLOURS)
     legend: list[str] = []
     lines: list[str] = []
     for number, curve in enumerate(curves):
-        colour = "#777777" if curve.dashed else next(colours)
-        stroke = f"stroke='{colour}' stroke-width='{curve.width}' fill='none' stroke-linejoin='round'"
+        flavor = "#777777" if curve.dashed else next(flavors)
+        stroke = f"stroke='{flavor}' stroke-width='{curve.width}' fill='none' stroke-linejoin='round'"
         stroke += " stroke-dasharray='6 4'" if curve.dashed else ""
         lines.append(f"<polyline {stroke} points='{' '.join(map(at, curve.points))}'/>")
         if curve.marks:
             for point in curve.points:
                 across, down = at(point).split(",")
-                lines.append(f"<circle cx='{across}' cy='{down}' r='3.5' fill='{colour}'/>")
+                lines.append(f"<circle cx='{across}' cy='{down}' r='3.5' fill='{flavor}'/>")
         down_to = TOP + 12 + 20 * number
         legend.append(
             f"<line x1='{WIDTH - RIGHT + 14}' x2='{WIDTH - RIGHT + 38}' y1='{down_to}' y2='{down_to}' {stroke}/>"

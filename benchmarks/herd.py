@@ -29,7 +29,11 @@ LATENCY = 0.02  # seconds for an answer
 # processors allow; except for the first row, whose time is that of everything after `import azure_imds_credential`.
 _PREPARE = {
     SHARED: "from azure_imds_credential import ImdsCredential\ncredential = ImdsCredential(shared_cache=True)",
-    OURS: "from azure_imds_credential import ImdsCredential, _exchange\ncredential = ImdsCredential()",
+    OURS: (
+        "from azure_imds_credential import ImdsCredential\n"
+        "from azure_imds_credential._imds import client\n"
+        "credential = ImdsCredential()"
+    ),
     IDENTITY: "from azure.identity import ManagedIdentityCredential\ncredential = ManagedIdentityCredential()",
     MSAL: (
         "import msal, requests\n"

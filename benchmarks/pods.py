@@ -1,10 +1,10 @@
-"""A simulated IMDS with its documented limits, and those who ask it: pods of one node, machines over a week.
+"""A simulated IMDS with its documented limits, and its clients: pods of one node, machines over a week.
 
-Our numbers are not copied here: the policy under test is `_retry.next_delay` and `_freshness.refresh_delay` themselves.
-Peers follow what their documentation or source says.
+Our numbers are not copied: `_imds.retry.next_delay` and `_cache.token_entry.refresh_delay` themselves are simulated.
+Peers follow their documentation or source.
 
-Nobody outside knows whether a refused request counts against the limit of 20 a second. Both are simulated, over a
-window of one second that slides. `counted` is the harsher one: nobody is served while 20 or more keep arriving.
+Whether a refused request counts against the limit of 20 a second is not documented. Both are simulated, over a window
+of one second that slides. `counted` is the harsher one: no request is served while 20 or more keep arriving.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import simpy
 
-from azure_imds_credential._freshness import next_refresh_after, refresh_delay
-from azure_imds_credential._retry import Retry, last_chance, next_delay
+from azure_imds_credential._cache.token_entry import next_refresh_after, refresh_delay
+from azure_imds_credential._imds.retry import Retry, last_chance, next_delay
 from azure_imds_credential.testing._emulator.rate_limits import IDENTITY_AT_ONCE, IDENTITY_PER_SECOND
 
 DAY = 86400.0
@@ -101,7 +101,9 @@ def _half(life: float, _rand: Rand) -> float:
     return life / 2
 
 
-OURS = Policy("azure-imds-credential", _ours, lambda life, rand: refresh_delay(life, same_again=False, random=rand))
+OURS = Policy(
+    "azure-imds-credential", _ours, lambda life, rand: refresh_delay(life, is_same_token=False, random=rand())
+)
 # azure-identity 1.27, _credentials/imds.py: 5 retries, backoff 0.8 s (the first at once); 410 over more than 70 s.
 IDENTITY = Policy("azure-identity", _fixed((0, 1.6, 3.2, 6.4, 12.8), (0, 5, 10, 20, 40)), _half)
 # msal (Python) 1.39: no retry.

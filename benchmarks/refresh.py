@@ -131,8 +131,8 @@ async def lost(get: Callable[[str], Awaitable[str]], clock: Clock) -> dict[str, 
     return {"calls": len(AGES), "lost": count, "slowest": longest}
 
 
-async def _lost(peer: str, colour: str, clock: Clock) -> dict[str, float]:
-    if colour == "aio":
+async def _lost(peer: str, flavor: str, clock: Clock) -> dict[str, float]:
+    if flavor == "aio":
         get, close = async_client(peer)
         found = await lost(get, clock)
         await close()
@@ -145,30 +145,30 @@ async def _lost(peer: str, colour: str, clock: Clock) -> dict[str, float]:
     return await lost(call, clock)
 
 
-def main(peer: str, colour: str, trouble: str) -> None:
+def main(peer: str, flavor: str, trouble: str) -> None:
     """Be a process whose token is due for a refresh."""
     clock = Clock(pauses=trouble == "slow")
     if trouble == "failing":
-        print(json.dumps(asyncio.run(_lost(peer, colour, clock))))
-    elif colour == "aio":
+        print(json.dumps(asyncio.run(_lost(peer, flavor, clock))))
+    elif flavor == "aio":
         print(asyncio.run(slowest_await(peer, clock, SLOW + 1)))
     else:
         print(slowest_call(peer, clock, SLOW + 1))
 
 
 def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
-    """Run each trouble for each library and colour, side by side in the quick form."""
+    """Run each trouble for each library and flavor, side by side in the quick form."""
     subjects = [(peer, "sync") for peer in PEERS] + [(peer, "aio") for peer in ASYNC_PEERS]
-    cases = [(trouble, peer, colour) for trouble in ("slow", "failing") for peer, colour in subjects]
+    cases = [(trouble, peer, flavor) for trouble in ("slow", "failing") for peer, flavor in subjects]
 
     def one(case: tuple[str, str, str]) -> Any:
-        trouble, peer, colour = case
+        trouble, peer, flavor = case
         machine = emulator.Machine()  # type: ignore[attr-defined] # registered
         if trouble == "slow":
             machine.slow_after_the_first(SLOW)
         else:
             machine.fail_after_the_first()
-        found = run("refresh", peer, colour, trouble, endpoint=machine.endpoint())
+        found = run("refresh", peer, flavor, trouble, endpoint=machine.endpoint())
         machine.close()
         return found
 
@@ -176,14 +176,14 @@ def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
         found = dict(zip(cases, pool.map(one, cases), strict=True))
 
     rows = []
-    for colour, peers in (("sync", PEERS), ("aio", ASYNC_PEERS)):
-        slowest = {peer: 1000 * found["slow", peer, colour] for peer in peers}
-        name = f"slowest {colour} caller while a refresh takes {SLOW:g} s, ms"
+    for flavor, peers in (("sync", PEERS), ("aio", ASYNC_PEERS)):
+        slowest = {peer: 1000 * found["slow", peer, flavor] for peer in peers}
+        name = f"slowest {flavor} caller while a refresh takes {SLOW:g} s, ms"
         rows.append(Row(name, slowest, "under 10", slowest[OURS] < 10))
-    for colour, peers in (("sync", PEERS), ("aio", ASYNC_PEERS)):
-        ends = {peer: found["failing", peer, colour] for peer in peers}
+    for flavor, peers in (("sync", PEERS), ("aio", ASYNC_PEERS)):
+        ends = {peer: found["failing", peer, flavor] for peer in peers}
         cells = {peer: f"{end['lost']} of {end['calls']}, waited {end['slowest']:.1f} s" for peer, end in ends.items()}
-        name = f"live token lost to {colour} callers because its refresh failed"
+        name = f"live token lost to {flavor} callers because its refresh failed"
         rows.append(Row(name, cells, "never", not ends[OURS]["lost"], ends))
     return rows
 

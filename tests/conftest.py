@@ -9,6 +9,7 @@ import pytest
 from environment import SET, clean_environment
 from hypothesis import HealthCheck, settings
 
+from azure_imds_credential._imds import client
 from azure_imds_credential.testing._network import loopback_only
 
 clean_environment()  # before any fixture, of whatever scope, can start a child
@@ -17,7 +18,7 @@ settings.register_profile(
     "suite", deadline=None, derandomize="FUZZ" not in os.environ, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
-pytest_plugins = ("colours", "in_memory", "leaks")
+pytest_plugins = ("flavors", "in_memory", "leaks")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,3 +42,9 @@ def _same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test the same environment to begin with, whatever the test before it did."""
     for name, value in SET.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _machine_that_has_been_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has just started gives a refused address ten seconds; tests of that say so."""
+    monkeypatch.setattr(client, "BOOT_TIME", 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from azure_imds_credential import _memory_files, _shared_cache
+from azure_imds_credential._shared import memory_files, shared_cache
 
 
 def shared_memory_is_missing() -> str:
@@ -20,7 +20,7 @@ def shared_memory_is_missing() -> str:
         return "there is no /dev/shm on this machine"
     if not os.access(place, os.W_OK | os.X_OK):
         return "/dev/shm cannot be written to"
-    return "" if _memory_files._in_memory(place.stat().st_dev) else "/dev/shm is not in memory here"
+    return "" if memory_files._in_memory(place.stat().st_dev) else "/dev/shm is not in memory here"
 
 
 needs_shared_memory = pytest.mark.skipif(bool(shared_memory_is_missing()), reason=shared_memory_is_missing())
@@ -33,7 +33,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip(reason)
     runtime = Path(tempfile.mkdtemp(dir="/dev/shm"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    monkeypatch.setattr(_memory_files, "SHARED_MEMORY", str(runtime / "none"))
-    monkeypatch.setattr(_shared_cache, "_told", set())
+    monkeypatch.setattr(memory_files, "SHARED_MEMORY", str(runtime / "none"))
+    monkeypatch.setattr(shared_cache, "_warned", set())
     yield runtime
     shutil.rmtree(runtime, ignore_errors=True)

@@ -20,7 +20,7 @@ import azure_imds_credential
 import azure_imds_credential.aio
 from azure_imds_credential.testing._emulator import tokens as _tokens
 
-# Ours, and whatever may speak while an exchange runs.
+# Ours, and those that may log while a request runs.
 LOGGERS = ("azure", "azure_imds_credential", "charset_normalizer", "msal", "requests", "urllib3")
 DUMMY = "dummy-secret-"  # tokens that tests make by hand begin so
 _TELLING = 20  # characters: a shorter piece of a token says nothing
@@ -53,9 +53,8 @@ class Monitor(logging.Handler):
         if isinstance(error, azure_imds_credential.ImdsError):
             self.note("pickled error", pickle.dumps(error).decode("latin-1"))
 
-    def note_credential(self, credential: Any, slot: Any) -> None:
-        returned = (slot.token, slot.info)
-        self.note("what is returned", f"{returned!r} {slot.token!s} {slot.info!s} {slot!r} {credential!r}")
+    def note_credential(self, credential: Any, cached: Any) -> None:
+        self.note("what is returned", f"{cached!r} {cached.token!s} {cached.info!s} {credential!r}")
         with contextlib.suppress(TypeError, AttributeError, pickle.PicklingError):  # a transport, or a local hook
             self.note("pickled credential", pickle.dumps(credential).decode("latin-1"))
 
@@ -83,28 +82,28 @@ def _listen() -> Iterator[None]:
         logger.addHandler(monitor)
 
     sync, aio = azure_imds_credential.ImdsCredential, azure_imds_credential.aio.ImdsCredential
-    sync_filled, aio_filled = sync._filled, aio._filled
+    sync_fill, aio_fill = sync._fill, aio._fill
 
-    def filled(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def fill(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            slot = sync_filled(self, *args, **kwargs)
+            cached = sync_fill(self, *args, **kwargs)
         except BaseException as error:
             monitor.note_error(error)
             raise
-        monitor.note_credential(self, slot)
-        return slot
+        monitor.note_credential(self, cached)
+        return cached
 
-    async def filled_aio(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def fill_async(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            slot = await aio_filled(self, *args, **kwargs)
+            cached = await aio_fill(self, *args, **kwargs)
         except BaseException as error:
             monitor.note_error(error)
             raise
-        monitor.note_credential(self, slot)
-        return slot
+        monitor.note_credential(self, cached)
+        return cached
 
-    patch.setattr(sync, "_filled", filled)
-    patch.setattr(aio, "_filled", filled_aio)
+    patch.setattr(sync, "_fill", fill)
+    patch.setattr(aio, "_fill", fill_async)
     yield
     patch.undo()
     for logger, level in levels.items():

@@ -6,24 +6,26 @@ whose other end nobody answers. Where the system permits none, those tests are s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, StillTime, VirtualTime
 from tcp import listening, never_read
 
-from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _exchange
-from azure_imds_credential._endpoint import ABSENT_SECONDS, Endpoint, Gate
-from azure_imds_credential._hints import plainly_not_azure
+from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _options
+from azure_imds_credential._cache.token_cache import TokenCache
+from azure_imds_credential._endpoint import ABSENCE_MEMORY, Absence, Endpoint
+from azure_imds_credential._imds import client, connect, retry
+from azure_imds_credential._imds.hints import plainly_not_azure
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
 NAMESPACE = """
@@ -46,19 +48,21 @@ def in_a_network_that_swallows(program: str) -> Any:
     common = """
         import asyncio, json, threading, time
         import azure_imds_credential, azure_imds_credential.aio
-        from azure_imds_credential import _exchange
+        from azure_imds_credential._imds import client, connect
+
+        client.BOOT_TIME = 0  # also on a machine that has just started
 
         def ask(kind, url, **arguments):
             package = azure_imds_credential.aio if kind == "aio" else azure_imds_credential
             token = package.ImdsCredential(endpoint=url, **arguments).get_token("https://vault.azure.net")
             return asyncio.run(token) if kind == "aio" else token
 
-        def said(*args, **arguments):
-            begun = time.perf_counter()
+        def said(*args, clock=time.perf_counter, **arguments):
+            begun = clock()
             try:
                 ask(*args, **arguments)
             except azure_imds_credential.ImdsError as error:
-                return type(error).__name__, str(error), time.perf_counter() - begun
+                return type(error).__name__, str(error), clock() - begun
 
         def at_once(**calls):
             told = {}
@@ -89,7 +93,7 @@ def in_a_network_that_swallows(program: str) -> Any:
 
 @pytest.fixture(scope="module")
 def swallowed() -> dict[str, Any]:
-    """What both colours say where SYNs are swallowed; measured again, twice at most, if this machine was too busy."""
+    """What both flavors say where SYNs are swallowed; measured again, twice at most, if this machine was too busy."""
     measured = in_a_network_that_swallows(
         """
         from azure_imds_credential.testing import forget_tokens
@@ -108,10 +112,12 @@ def swallowed() -> dict[str, Any]:
             3.3, sync=lambda: said("sync", "http://10.255.0.2"), aio=lambda: said("aio", "http://10.255.0.3")
         )
         for kind, host in (("sync", 2), ("aio", 3)):
-            told[kind + " again"] = [said(kind, f"http://10.255.0.{host}") for _ in range(50)]
+            told[kind + " again"] = [
+                said(kind, f"http://10.255.0.{host}", clock=time.thread_time) for _ in range(50)
+            ]
         told["sync unreachable"] = said("sync", "http://10.254.0.1")
         told["aio unreachable"] = said("aio", "http://10.254.0.2")
-        _exchange.this_machine_is_plainly_not_azure = lambda: True
+        connect.is_plainly_not_azure = lambda: True
         told |= quickest(1.3, **{
             "sync elsewhere": lambda: said("sync", "http://10.255.0.4"),
             "aio elsewhere": lambda: said("aio", "http://10.255.0.5"),
@@ -124,7 +130,7 @@ def swallowed() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_absence_behind_a_swallowed_syn_is_said_within_3_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
+def test_a_swallowed_syn_is_told_within_3_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
     """One connect budget of 3 s, which survives one lost SYN, and no retry."""
     name, text, seconds = swallowed[kind]
     assert name == "ImdsUnavailableError"
@@ -134,7 +140,7 @@ def test_absence_behind_a_swallowed_syn_is_said_within_3_3_seconds(swallowed: di
 
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_a_machine_that_is_plainly_not_azure_says_so_within_1_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
+def test_elsewhere_absence_is_told_within_1_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
     """Where the hardware is known to be another vendor's, the budget is 1 s."""
     name, _, seconds = swallowed[f"{kind} elsewhere"]
     assert name == "ImdsUnavailableError"
@@ -142,7 +148,7 @@ def test_a_machine_that_is_plainly_not_azure_says_so_within_1_3_seconds(swallowe
 
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_an_unreachable_network_is_said_at_once(swallowed: dict[str, Any], kind: str) -> None:
+def test_an_unreachable_network_is_told_at_once(swallowed: dict[str, Any], kind: str) -> None:
     """No route: the operating system says so, and so does the error."""
     name, text, seconds = swallowed[f"{kind} unreachable"]
     assert name == "ImdsUnavailableError"
@@ -152,122 +158,179 @@ def test_an_unreachable_network_is_said_at_once(swallowed: dict[str, Any], kind:
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
 def test_known_absence_costs_under_a_millisecond(swallowed: dict[str, Any], kind: str) -> None:
-    """Asked again, the same is said from memory, a new event loop for each call of the aio colour included."""
+    """Asked again, the same is said from memory, a new event loop for each call of the aio flavor included."""
     again = swallowed[f"{kind} again"]
-    assert {(name, text) for name, text, _ in again} == {tuple(swallowed[kind][:2])}
+    assert {name for name, _, _ in again} == {swallowed[kind][0]}
+    assert all(text.startswith(swallowed[kind][1]) and "Remembered" in text for _, text, _ in again)
     assert sorted(seconds for *_, seconds in again)[len(again) // 2] < 0.001
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """The median of what an immediate failure takes."""
-    taken = []
-    for _ in range(25):
-        begun = time.perf_counter()
-        with pytest.raises(ImdsUnavailableError):
-            call()
-        taken.append(time.perf_counter() - begun)
-    return sorted(taken)[len(taken) // 2]
-
-
-def test_absence_is_remembered_for_30_seconds_per_endpoint(
-    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
+def test_absence_is_remembered_per_endpoint(
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody asks an absent endpoint again until 30 s have passed; another endpoint is another matter."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-
-    async def repeatedly() -> float:
-        taken = []
-        for _ in range(25):
-            begun = time.perf_counter()
-            with pytest.raises(ImdsUnavailableError):
-                await credential.get_token(VAULT)
-            taken.append(time.perf_counter() - begun)
-        return sorted(taken)[len(taken) // 2]
-
+    """An absent endpoint is not asked again while callers come often; another endpoint is another matter."""
+    clock = StillTime()
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     with imds.down(), pytest.raises(ImdsUnavailableError) as first:
-        colour.run(credential.get_token(VAULT))
-    # It is there again, and nobody looks.
-    taken = asyncio.run(repeatedly()) if colour.name == "aio" else timed(lambda: credential.get_token(VAULT))
-    assert taken < 0.001
-    virtual_time.skip(29)
-    with pytest.raises(ImdsUnavailableError) as remembered:
-        colour.run(credential.get_token("https://management.azure.com"))
-    assert str(remembered.value) == str(first.value)
-    assert remembered.value is not first.value
+        flavor.run(credential.get_token(VAULT))
+    # It is there again; for a second no look is made.
+    clock.skip(0.9)
+    with pytest.raises(ImdsUnavailableError, match="Remembered") as remembered:
+        flavor.run(credential.get_token("https://management.azure.com"))
+    assert str(remembered.value).startswith(str(first.value))
     imds.assert_requests(0)
     with ImdsEmulator() as other:
-        assert colour.ask(other.endpoint).token in other.tokens
-    virtual_time.skip(2)
-    assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+        assert flavor.ask(other.endpoint).token in other.tokens
+    clock.skip(ABSENCE_MEMORY)
+    assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
 
 
-def test_silence_after_the_connection_is_remembered_too(colour: Colour, virtual_time: VirtualTime) -> None:
+def test_a_listener_ends_the_memory(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While callers ask, one connect attempt a second looks; when it succeeds, the next call gets its token."""
+    clock, looked = StillTime(), threading.Event()
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    has_listener = connect.has_listener
+
+    def look(url: str) -> bool:
+        found = has_listener(url)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(connect, "has_listener", look)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    with imds.down():
+        with pytest.raises(ImdsUnavailableError):
+            flavor.run(credential.get_token(VAULT))
+        clock.skip(1)
+        with pytest.raises(ImdsUnavailableError):
+            flavor.run(credential.get_token(VAULT))
+        assert looked.wait(10)
+    _wait_until(lambda: _endpoint(credential).look_again_at is not None)
+    looked.clear()
+    clock.skip(1)
+    with pytest.raises(ImdsUnavailableError):
+        flavor.run(credential.get_token(VAULT))
+    assert looked.wait(10)
+    _wait_until(lambda: _endpoint(credential).absence is None)
+    imds.assert_requests(0)
+    assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
+
+
+def _endpoint(credential: Any) -> Endpoint:
+    endpoint: Endpoint = credential._options.entry((VAULT,)).endpoint
+    return endpoint
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a thread that has nothing left to wait for."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("option", [{"force_refresh": True}, {"wait_for_identity": 5}], ids=str)
+def test_urgent_calls_ask_for_real(
+    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, option: dict[str, Any]
+) -> None:
+    """`force_refresh` and `wait_for_identity` never heed remembered absence."""
+    with imds.down(), pytest.raises(ImdsUnavailableError):
+        flavor.ask(imds.endpoint)
+    arguments = dict(option)
+    force = arguments.pop("force_refresh", False)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, **arguments)
+    assert flavor.run(credential.get_token(VAULT, force_refresh=force)).token in imds.tokens
+
+
+def test_a_machine_that_just_started_is_given_time(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused address is tried again for up to 10 s, once; a program that starts before IMDS gets its token."""
+    clock = StillTime(now=30.0)
+    monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    with ImdsEmulator(clock=clock.wall) as imds, imds.down():
+        with pytest.raises(ImdsUnavailableError) as caught:
+            flavor.ask(imds.endpoint)
+        waited = clock.now() - 30.0
+        assert 9.0 < waited <= 10.0
+        assert caught.value.attempts >= 5
+        clock.skip(ABSENCE_MEMORY)
+        before = clock.now()
+        with pytest.raises(ImdsUnavailableError):
+            flavor.ask(imds.endpoint)
+        assert clock.now() == before, "given time twice"
+
+
+def test_imds_that_comes_up_at_boot_is_found(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call gets its token when IMDS answers seconds after the program began."""
+    with ImdsEmulator() as imds:
+        down = imds.down()
+
+        class Booting(StillTime):
+            def sleep(self, seconds: float) -> None:
+                super().sleep(seconds)
+                if self.now() > 34.0:
+                    down.__exit__(None, None, None)
+
+        monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
+        monkeypatch.setattr(_options, "process_cache", TokenCache(Booting(now=30.0)))
+        down.__enter__()
+        assert flavor.ask(imds.endpoint).token in imds.tokens
+
+
+def test_no_response_is_remembered_too(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """A place that accepts and never speaks costs one read timeout, not one per call."""
     with listening(never_read) as server:
-        credential = colour.ImdsCredential(endpoint=server.url, read_timeout=0.2)
+        credential = flavor.ImdsCredential(endpoint=server.url, read_timeout=0.2)
         for _ in range(3):
-            with pytest.raises(ImdsUnavailableError, match="connected, then silence"):
-                colour.run(credential.get_token(VAULT))
+            with pytest.raises(ImdsUnavailableError, match="connected, then no response"):
+                flavor.run(credential.get_token(VAULT))
         assert server.accepted == 1
 
 
-def test_a_stranger_is_not_remembered(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_a_stranger_is_not_remembered(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Something else answered: the next call may find IMDS in its place."""
     imds.script(faults.html())
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     with pytest.raises(ImdsUnavailableError):
-        colour.run(credential.get_token(VAULT))
-    assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+        flavor.run(credential.get_token(VAULT))
+    assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
 
 
-def test_a_wait_that_the_deadline_cut_short_is_not_remembered(colour: Colour, virtual_time: VirtualTime) -> None:
+def test_a_wait_that_was_cut_short_is_not_remembered(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """A caller with little time learns nothing about the endpoint that others could use."""
     with listening(never_read) as server:
         for asked in (1, 2):
             with pytest.raises(ImdsUnavailableError):
-                colour.ask(server.url, timeout=0.2)
+                flavor.ask(server.url, timeout=0.2)
             assert server.accepted == asked
 
 
-def test_an_endpoint_once_seen_is_asked_again_and_again(
-    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_a_seen_endpoint_is_asked_again(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """A process that has seen IMDS takes the same symptoms for a passing fault, and never remembers absence."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    colour.run(credential.get_token(VAULT))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    flavor.run(credential.get_token(VAULT))
     with imds.down():
         for _ in range(2):
             with pytest.raises(ImdsServiceError) as caught:
-                colour.run(credential.get_token("https://management.azure.com"))
+                flavor.run(credential.get_token("https://management.azure.com"))
             assert caught.value.attempts == 6
-    assert colour.run(credential.get_token("https://management.azure.com")).token in imds.tokens
+    assert flavor.run(credential.get_token("https://management.azure.com")).token in imds.tokens
 
 
-def test_one_answer_ends_what_was_remembered() -> None:
-    """A request under way while absence was noted may still be answered: from then on IMDS is there."""
-    endpoint = Endpoint("http://127.0.0.1:9", Gate())
-    endpoint.note_absence(ImdsUnavailableError("nobody"), now=100.0)
-    assert endpoint.known_absence(now=101.0) is not None
-    endpoint.seen = True
-    assert endpoint.known_absence(now=101.0) is None
-    endpoint.note_absence(ImdsUnavailableError("nobody"), now=200.0)
-    endpoint.seen = False
-    assert endpoint.known_absence(now=201.0) is None
-
-
-def test_a_restart_is_ridden_out(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_a_restart_is_ridden_out(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Refused, then WireServer in its place, then IMDS again: a process that knows it gets its token."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    colour.run(credential.get_token(VAULT))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    flavor.run(credential.get_token(VAULT))
     imds.script(faults.reset(), faults.wireserver(), faults.reset())
-    assert colour.run(credential.get_token("https://management.azure.com")).token in imds.tokens
+    assert flavor.run(credential.get_token("https://management.azure.com")).token in imds.tokens
 
 
-def test_private_caches_learn_for_themselves(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_private_caches_learn_for_themselves(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """What a credential with its own transport options learns of an endpoint binds nobody else."""
     with imds.down(), pytest.raises(ImdsUnavailableError):
-        colour.ask(imds.endpoint, retry_total=0)
-    assert colour.ask(imds.endpoint).token in imds.tokens
+        flavor.ask(imds.endpoint, retry_total=0)
+    assert flavor.ask(imds.endpoint).token in imds.tokens
 
 
 @pytest.mark.parametrize(
@@ -282,43 +345,43 @@ def test_private_caches_learn_for_themselves(colour: Colour, virtual_time: Virtu
         ("win32", "", False),
     ],
 )
-def test_only_known_other_vendors_shorten_the_wait(platform: str, vendor: str, expected: bool) -> None:
+def test_only_known_vendors_shorten_the_wait(platform: str, vendor: str, expected: bool) -> None:
     """An unknown vendor says nothing: nested and rebranded machines on Azure exist."""
     assert plainly_not_azure(platform, lambda path: vendor) is expected
 
 
 def test_signs_of_the_machine_only_shorten_the_wait(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """IMDS on hardware that cannot be Azure (an emulator on a Mac) is IMDS."""
-    monkeypatch.setattr(_exchange, "this_machine_is_plainly_not_azure", lambda: True)
+    monkeypatch.setattr(connect, "is_plainly_not_azure", lambda: True)
     imds.script(faults.slow(1.2), seconds=math.inf)  # longer than the shortened budget for connecting
-    assert colour.ask(imds.endpoint).token in imds.tokens
+    assert flavor.ask(imds.endpoint).token in imds.tokens
 
 
-def test_what_is_forgotten_is_learned_anew(colour: Colour, imds: ImdsEmulator) -> None:
+def test_what_is_forgotten_is_learned_anew(flavor: Flavor, imds: ImdsEmulator) -> None:
     """After `forget_tokens` no token is held, no absence is remembered, and no endpoint was ever seen."""
     with imds.down(), pytest.raises(ImdsUnavailableError):
-        colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
     forget_tokens()
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
     forget_tokens()
-    assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+    assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
     imds.assert_requests(2)
     forget_tokens()
     with imds.down(), pytest.raises(ImdsUnavailableError):
-        colour.ask(imds.endpoint, timeout=2)
+        flavor.ask(imds.endpoint, timeout=2)
 
 
-def test_absence_costs_nobody_a_held_token(colour: Colour, virtual_time: VirtualTime) -> None:
+def test_absence_costs_no_cached_token(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """Where absence is known, a token that came before it is still handed out."""
-    with ImdsEmulator(clock=virtual_time.wall_clock) as imds:
-        credential = colour.ImdsCredential(endpoint=imds.endpoint)
-        token = colour.run(credential.get_token(VAULT)).token
-        endpoint = credential._slots[VAULT].endpoint
+    with ImdsEmulator(clock=virtual_time.wall) as imds:
+        credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+        token = flavor.run(credential.get_token(VAULT)).token
+        endpoint = _endpoint(credential)
         endpoint.seen = False  # as where the token came from another process
-        endpoint.note_absence(ImdsUnavailableError("nobody"), virtual_time.clock())
         virtual_time.skip(14 * 3600)
-        endpoint.absent_until = virtual_time.clock() + ABSENT_SECONDS
-        assert colour.run(credential.get_token(VAULT)).token == token
+        now = virtual_time.now()
+        endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), now, now + ABSENCE_MEMORY)
+        assert flavor.run(credential.get_token(VAULT)).token == token

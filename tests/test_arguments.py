@@ -1,35 +1,36 @@
-"""What the constructor and `get_token` take, and what they say to bad input. Sync and aio validate in one place."""
+"""What the constructor and `get_token` take, and how they refuse bad input, sync and aio."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from azure.core.pipeline.policies import HTTPPolicy, SansIOHTTPPolicy
 from azure.core.pipeline.transport import AsyncHttpTransport, RequestsTransport
-from colours import VAULT, Colour
+from flavors import VAULT, Flavor
 
-from azure_imds_credential import ImdsCredential
-from azure_imds_credential._configuration import resource_from
+from azure_imds_credential import ImdsCredential, ImdsServiceError
+from azure_imds_credential._options import resource_from
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
-both_colours = pytest.mark.parametrize("cls", [ImdsCredential, AsyncImdsCredential], ids=["sync", "aio"])
+both_classes = pytest.mark.parametrize("cls", [ImdsCredential, AsyncImdsCredential], ids=["sync", "aio"])
 GUID = "6f0d6a0e-9a0f-4a57-9c71-1f0f4d1e8c11"
 
 
 class AsyncPolicy(HTTPPolicy[Any, Any]):
     async def send(self, request: Any) -> Any:  # type: ignore[override] # what a user mixes up
-        return await self.next.send(request)
+        return await self.next.send(request)  # type: ignore[misc] # as above
 
 
 class AsyncSansIO(SansIOHTTPPolicy[Any, Any]):
-    async def on_request(self, request: Any) -> None:  # type: ignore[override] # as above
-        """Be awaited, where anybody would."""
+    async def on_request(self, request: Any) -> None:
+        """Do nothing."""
 
 
 async def an_async_hook(response: Any) -> None:
-    """Be awaited, where anybody would."""
+    """Do nothing."""
 
 
 @pytest.mark.parametrize(
@@ -48,28 +49,40 @@ async def an_async_hook(response: Any) -> None:
         ("https://x/.defaults", "https://x/.defaults"),  # only the exact suffix is one
     ],
 )
-def test_the_resource_is_what_stands_before_default(scope: str, resource: str) -> None:
-    """`/.default` is cut off and nothing else is."""
+def test_resource(scope: str, resource: str) -> None:
+    """The resource is what stands before `/.default`."""
     assert resource_from((scope,)) == resource
 
 
 @pytest.mark.parametrize(
     "scopes",
-    [(), ("https://a/.default", "https://b/.default"), ("",), ("/.default",), ("a b",), ("a\r\nb",), ("\ud800",)],
+    [
+        (),
+        ("https://a/.default", "https://b/.default"),
+        ("",),
+        ("/.default",),
+        ("a b",),
+        ("a\r\nb",),
+        ("\ud800",),
+        ("https:///.default",),
+        ("https://",),
+        ("https:////.default",),
+        ("api:///.default",),
+    ],
 )
-def test_bad_scopes_are_value_errors(scopes: tuple[str, ...]) -> None:
-    """None, two, empty, or what cannot be one resource: the message says what is expected."""
+def test_bad_scope(scopes: tuple[str, ...]) -> None:
+    """No scope, two, an empty one or one without a host is a ValueError that says what is expected."""
     with pytest.raises(ValueError, match=r"https://vault\.azure\.net/\.default"):
         ImdsCredential().get_token(*scopes)
 
 
-def test_a_scope_that_is_no_string_is_a_type_error() -> None:
-    """A list of scopes is msal's habit; here it is told apart from a wrong value."""
+def test_scope_of_wrong_type() -> None:
+    """A list of scopes, as msal takes it, is a TypeError."""
     with pytest.raises(TypeError, match="list"):
         resource_from((["https://vault.azure.net/.default"],))  # type: ignore[arg-type] # that is the point
 
 
-@both_colours
+@both_classes
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
@@ -110,7 +123,23 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
         ({"mi_res_id": "x"}, TypeError, "resource_id"),
         ({"principal_id": "x"}, TypeError, "object_id"),
         ({"tenant_id": "x"}, TypeError, "leave it out"),
-        ({"retry_totl": 1}, TypeError, "retry_totl.*retry_total"),
+        ({"managed_identity_client_id": "x"}, TypeError, "its name is client_id"),
+        ({"retry_totl": 1}, TypeError, "'retry_totl': did you mean retry_total"),
+        ({"clientid": "x"}, TypeError, "did you mean client_id"),
+        ({"clientId": "x"}, TypeError, "did you mean client_id"),
+        ({"Client_ID": "x"}, TypeError, "did you mean client_id"),
+        ({"client-id": "x"}, TypeError, "did you mean client_id"),
+        ({"object_ids": "x"}, TypeError, "did you mean object_id"),
+        ({"time_out": 1}, TypeError, "did you mean timeout"),
+        ({"end_point": "x"}, TypeError, "did you mean endpoint"),
+        ({"connect_timeout": 1}, TypeError, "did you mean connection_timeout"),
+        ({"wait_for_identities": 1}, TypeError, "did you mean wait_for_identity"),
+        ({"requires_system_assigned": 1}, TypeError, "did you mean require_system_assigned"),
+        ({"colour": 1}, TypeError, "expected one of client_id, .*user_agent"),
+        ({"require_system_assigned": "false"}, TypeError, "require_system_assigned"),
+        ({"require_system_assigned": 1}, TypeError, "require_system_assigned"),
+        ({"require_system_assigned": True, "client_id": "x"}, ValueError, "client_id exclude each other"),
+        ({"shared_cache": True, "raw_request_hook": print}, ValueError, "raw_request_hook exclude each other"),
         ({"shared_cache": "false"}, TypeError, "shared_cache"),
         ({"shared_cache": 1}, TypeError, "shared_cache"),
         ({"logging_enable": "false"}, TypeError, "logging_enable"),
@@ -131,15 +160,15 @@ def test_a_scope_that_is_no_string_is_a_type_error() -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_a_bad_argument_is_refused_by_name(cls: Any, arguments: dict[str, Any], error: type, named: str) -> None:
+def test_bad_argument(cls: Any, arguments: dict[str, Any], error: type, named: str) -> None:
     """The message names the argument and what was expected."""
     with pytest.raises(error, match=named):
         cls(**arguments)
 
 
-@both_colours
-def test_an_async_transport_is_refused_with_the_reason(cls: Any) -> None:
-    """The aio class too takes a sync transport, and says why."""
+@both_classes
+def test_async_transport(cls: Any) -> None:
+    """An async transport is a TypeError that says why, for the aio class too."""
 
     class Transport(AsyncHttpTransport[Any, Any]):
         async def send(self, request: Any, **kwargs: Any) -> Any: ...
@@ -156,15 +185,15 @@ def test_an_async_transport_is_refused_with_the_reason(cls: Any) -> None:
         cls(transport=Transport())
 
 
-@both_colours
-def test_a_bad_environment_is_refused_by_the_name_of_the_variable(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who never passed `endpoint` must not be told about it."""
+@both_classes
+def test_bad_variable(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad endpoint from the environment is refused by the name of the variable."""
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", "not a url")
     with pytest.raises(ValueError, match="AZURE_POD_IDENTITY_AUTHORITY_HOST"):
         cls()
 
 
-@both_colours
+@both_classes
 @pytest.mark.parametrize(
     ("argument", "variable", "endpoint"),
     [
@@ -174,65 +203,122 @@ def test_a_bad_environment_is_refused_by_the_name_of_the_variable(cls: Any, monk
         ("http://[::1]:80", "", "http://[::1]:80"),
     ],
 )
-def test_the_endpoint_is_the_argument_then_the_variable_then_the_link_local_address(
+def test_endpoint(
     cls: Any, monkeypatch: pytest.MonkeyPatch, argument: str | None, variable: str, endpoint: str
 ) -> None:
-    """A trailing slash does not count, an empty variable is none. Nothing is sent here."""
+    """The endpoint is the argument, else the variable unless it is empty, else the link-local address."""
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", variable)
     assert endpoint in repr(cls(endpoint=argument))
 
 
-@both_colours
-def test_options_that_are_none_are_as_good_as_absent(cls: Any) -> None:
-    """Code that passes its own optional arguments on needs no special case, and keeps the shared cache."""
+@both_classes
+def test_none_is_absent(cls: Any) -> None:
+    """Options that are None are as good as absent: the credential uses the cache of the process."""
     plain, passing_none = cls(), cls(transport=None, retry_total=None, proxies=None)
-    assert passing_none._configuration.cache is plain._configuration.cache
-    assert cls(transport=RequestsTransport())._configuration.cache is not plain._configuration.cache
+    assert passing_none._options.cache is plain._options.cache
+    assert cls(transport=RequestsTransport())._options.cache is not plain._options.cache
 
 
-@both_colours
-def test_options_that_change_nothing_keep_the_shared_cache(cls: Any) -> None:
-    """No policies, no logging, no tracing options: as good as absent. No retries are something else."""
+@both_classes
+def test_options_that_change_nothing(cls: Any) -> None:
+    """Empty policies and tracing options and `logging_enable=False` are as good as absent; `retry_total=0` is not."""
     plain, idle = cls(), cls(logging_enable=False, per_call_policies=[], per_retry_policies=(), tracing_options={})
-    assert idle._configuration.cache is plain._configuration.cache
-    assert cls(retry_total=0)._configuration.cache is not plain._configuration.cache
+    assert idle._options.cache is plain._options.cache
+    assert cls(retry_total=0)._options.cache is not plain._options.cache
 
 
-@both_colours
-def test_a_password_in_an_endpoint_is_not_repeated(cls: Any) -> None:
-    """An endpoint has no user; who writes one gets an error without the password."""
+@both_classes
+def test_password_in_endpoint(cls: Any) -> None:
+    """An endpoint with a user is refused by an error without the password."""
     with pytest.raises(ValueError, match="endpoint") as caught:
         cls(endpoint="http://user:hunter2@127.0.0.1")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [["https://vault.azure.net"], 5, b"https://vault.azure.net"], ids=repr)
-def test_both_methods_say_that_a_scope_is_a_string(colour: Colour, wrong: Any) -> None:
-    """A list is msal's habit, and no key of a dict."""
-    credential = colour.ImdsCredential()
+def test_scope_type_in_both_methods(flavor: Flavor, wrong: Any) -> None:
+    """A scope that is no string is a TypeError, also where it is no key of a dict."""
+    credential = flavor.ImdsCredential()
     for method in (credential.get_token, credential.get_token_info):
         with pytest.raises(TypeError, match=f"scope must be a string, not {type(wrong).__name__}"):
-            colour.run(method(wrong))
+            flavor.run(method(wrong))
 
 
-def test_options_of_get_token_info_are_a_dict(colour: Colour) -> None:
-    """As azure-core's `TokenRequestOptions` is."""
+def test_options_of_get_token_info(flavor: Flavor) -> None:
+    """`options` must be a dict, as azure-core's `TokenRequestOptions` is."""
     with pytest.raises(TypeError, match="options must be"):
-        colour.run(colour.ImdsCredential().get_token_info(VAULT, options="claims"))
+        flavor.run(flavor.ImdsCredential().get_token_info(VAULT, options="claims"))
 
 
-def test_the_variable_is_read_when_imds_is_asked(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A credential of a module is made before any test sets the variable, and asks the emulator all the same."""
-    credential = colour.ImdsCredential()
+def test_variable_is_read_late(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable counts as it is when IMDS is asked, not as it was when the credential was made."""
+    credential = flavor.ImdsCredential()
     for _ in range(2):
         with ImdsEmulator() as imds:
             monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
             forget_tokens()
-            assert colour.run(credential.get_token(VAULT)).token in imds.tokens
+            assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
             imds.assert_requests(1)
 
 
-@both_colours
-def test_a_call_may_take_thirty_days(cls: Any) -> None:
-    """The longest time that is taken; a second more is refused."""
-    assert cls(timeout=30 * 86400, wait_for_identity=30 * 86400)._configuration.timeout == 30 * 86400
+@both_classes
+def test_longest_timeout(cls: Any) -> None:
+    """A timeout of 30 days is taken."""
+    assert cls(timeout=30 * 86400, wait_for_identity=30 * 86400)._options.timeout == 30 * 86400
+
+
+PRIVATE: dict[str, Any] = {
+    "retry_total": 1,
+    "connection_timeout": 1.0,
+    "read_timeout": 1.0,
+    "user_agent": "app",
+    "logging_enable": True,
+    "tracing_options": {"attributes": {"a": "b"}},
+}
+
+
+@pytest.mark.parametrize("option", PRIVATE)
+def test_options_that_shape_the_request(option: str, flavor: Flavor, imds: ImdsEmulator) -> None:
+    """They give a cache of tokens of its own; the rate limit and "seen" are those of the process."""
+    plain, shaped = (
+        flavor.ImdsCredential(endpoint=imds.endpoint),
+        flavor.ImdsCredential(endpoint=imds.endpoint, **{option: PRIVATE[option]}),
+    )
+    token = flavor.run(plain.get_token(VAULT)).token
+    assert flavor.run(shaped.get_token(VAULT)).token == token  # IMDS's own cache
+    imds.assert_requests(2)
+    endpoints = [each._options.entry((VAULT,)).endpoint for each in (plain, shaped)]
+    assert endpoints[0] is not endpoints[1]
+    assert endpoints[0].limiter is endpoints[1].limiter
+    assert endpoints[1].seen
+    with imds.down(), pytest.raises(ImdsServiceError):
+        flavor.ask(imds.endpoint, timeout=0.5, **{option: PRIVATE[option]})
+
+
+def test_seen_through_an_option(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """What a credential with options sees counts for every other credential of the process."""
+    flavor.ask(imds.endpoint, retry_total=0)
+    with imds.down(), pytest.raises(ImdsServiceError):
+        flavor.ask(imds.endpoint, timeout=0.5)
+
+
+OWN_WAYS: dict[str, Callable[[], dict[str, Any]]] = {
+    "transport": lambda: {"transport": RequestsTransport()},
+    "per_call_policies": lambda: {"per_call_policies": [SansIOHTTPPolicy()]},
+    "per_retry_policies": lambda: {"per_retry_policies": SansIOHTTPPolicy()},
+    "raw_request_hook": lambda: {"raw_request_hook": lambda _: None},
+    "raw_response_hook": lambda: {"raw_response_hook": lambda _: None},
+}
+
+
+@pytest.mark.parametrize("way", OWN_WAYS)
+def test_options_with_a_way_of_their_own(way: str, flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A transport, policy or hook may lead elsewhere: what it sees is kept apart; the rate limit is the process's."""
+    plain = flavor.ImdsCredential(endpoint=imds.endpoint)
+    own = flavor.ImdsCredential(endpoint=imds.endpoint, **OWN_WAYS[way]())
+    flavor.run(own.get_token(VAULT))
+    mine, others = own._options.entry((VAULT,)).endpoint, plain._options.entry((VAULT,)).endpoint
+    assert (mine.seen, others.seen) == (True, False)
+    assert mine.limiter is others.limiter
+    flavor.run(plain.get_token(VAULT))
+    assert not flavor.ImdsCredential(endpoint=imds.endpoint, **OWN_WAYS[way]())._options.entry((VAULT,)).endpoint.seen

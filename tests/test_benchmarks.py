@@ -76,8 +76,8 @@ def test_children_get_their_own_tokens(run: dict[str, Any]) -> None:
 @pytest.mark.alone
 def test_a_live_token_is_never_lost(run: dict[str, Any]) -> None:
     """A failed refresh costs nobody the token that has hours left, and nobody's time."""
-    for colour in ("sync", "aio"):
-        (row,) = [row for name, row in run["by name"].items() if name.startswith(f"live token lost to {colour}")]
+    for flavor in ("sync", "aio"):
+        (row,) = [row for name, row in run["by name"].items() if name.startswith(f"live token lost to {flavor}")]
         assert row["detail"][OURS]["lost"] == 0
         assert row["detail"][OURS]["slowest"] < 1
 
@@ -85,8 +85,8 @@ def test_a_live_token_is_never_lost(run: dict[str, Any]) -> None:
 @pytest.mark.alone
 def test_nobody_waits_for_a_refresh(run: dict[str, Any]) -> None:
     """While a refresh takes 2 s, callers with hours left get the held token (a busy machine has 0.5 s to spare)."""
-    for colour in ("sync", "aio"):
-        slowest = cells(run, f"slowest {colour} caller")
+    for flavor in ("sync", "aio"):
+        slowest = cells(run, f"slowest {flavor} caller")
         assert slowest[OURS] < 500
         assert slowest[IDENTITY] > 1900
 

@@ -1,4 +1,4 @@
-"""What real hosts answered, replayed as it was recorded, through `ImdsCredential`: design section 2 on real bytes."""
+"""Responses of real hosts, replayed as they were recorded, through `ImdsCredential`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ HEADERS_ONLY = {"vm-200-headers-2024-05-02", "vm-400-headers-2023-07-19"}  # not
 
 
 def _as_recorded(capture: dict[str, Any], expected: Expected) -> bytes:
-    """Rebuild the answer: what was not recorded is left out, but for the end of the body."""
+    """Return the response. What was not recorded is left out, but for the length of the body."""
     body = (capture.get("body_text") or json.dumps(capture["body"], separators=(",", ":"))).encode()
     headers = {name: value for name, value in (capture["headers"] or {}).items() if name.lower() != "content-length"}
     lines = [f"HTTP/1.1 {capture['status'] or expected.status} {capture.get('reason') or ''}".rstrip()]
@@ -74,8 +74,8 @@ def _as_recorded(capture: dict[str, Any], expected: Expected) -> bytes:
 
 
 @pytest.mark.parametrize("name", TOKEN_ENDPOINT)
-def test_an_answer_of_a_real_host_means_what_the_design_says(name: str) -> None:
-    """Each public capture of the token endpoint gives its row of the table, over a real socket."""
+def test_real_response(name: str) -> None:
+    """Each public capture of the token endpoint has the meaning that its row says, over a real socket."""
     expected = TOKEN_ENDPOINT[name]
     capture = json.loads((CAPTURES / f"{name}.json").read_text())
     with answering(_as_recorded(capture, expected)) as (endpoint, requests):
@@ -94,6 +94,6 @@ def test_an_answer_of_a_real_host_means_what_the_design_says(name: str) -> None:
         assert len(requests) == expected.requests
 
 
-def test_every_capture_has_its_place() -> None:
-    """A capture that is added must be judged here, or be said to belong elsewhere."""
+def test_every_capture_is_listed() -> None:
+    """A capture that is added is judged here, or listed as one of another endpoint."""
     assert {path.stem for path in CAPTURES.glob("*.json")} == {*TOKEN_ENDPOINT} | NOT_THE_TOKEN_ENDPOINT | HEADERS_ONLY

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -20,8 +22,9 @@ import jwt
 import pytest
 from azure.core.credentials import AccessToken, AccessTokenInfo
 from azure.core.exceptions import ClientAuthenticationError
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, VirtualTime
 
+from azure_imds_credential._imds import client
 from azure_imds_credential.testing import (
     EntraDouble,
     FederatedCredential,
@@ -71,10 +74,10 @@ class AsyncDeveloper(Developer):
         await self.close()
 
 
-def in_chain(colour: Colour, developer: Developer, method: str = "get_token", **arguments: Any) -> str:
+def in_chain(flavor: Flavor, developer: Developer, method: str = "get_token", **arguments: Any) -> str:
     """Ask a chain of our credential and the developer's for a token."""
-    credential = colour.ImdsCredential(**arguments)
-    if colour.name == "sync":
+    credential = flavor.ImdsCredential(**arguments)
+    if flavor.name == "sync":
         chain = azure.identity.ChainedTokenCredential(credential, developer)
         return str(getattr(chain, method)(SCOPE).token)
 
@@ -86,8 +89,8 @@ def in_chain(colour: Colour, developer: Developer, method: str = "get_token", **
 
 
 @pytest.fixture
-def developer(colour: Colour) -> Developer:
-    return Developer() if colour.name == "sync" else AsyncDeveloper()
+def developer(flavor: Flavor) -> Developer:
+    return Developer() if flavor.name == "sync" else AsyncDeveloper()
 
 
 GOES_ON: dict[str, Fault] = {
@@ -97,8 +100,9 @@ GOES_ON: dict[str, Fault] = {
     "another cloud": faults.status(404, "no", headers={"Server": "EC2ws"}),
     "WireServer for ever": faults.wireserver(),
     "closed": faults.reset(),
-    "silence": faults.hang,
+    "no response": faults.hang,
     "no identity": faults.status(400, {"error": "invalid_request", "error_description": "Identity not found"}),
+    "an error in a 200": faults.status(200, {"error": "invalid_request", "error_description": "Identity not found"}),
     "no identity, in other words": faults.status(400, {"error": "invalid_request", "error_description": "未找到"}),
 }
 STOPS: dict[str, Fault] = {
@@ -112,7 +116,8 @@ STOPS: dict[str, Fault] = {
     "forbidden": faults.status(403, "no"),
     "throttled": faults.throttled(),
     "updated": faults.status(410),
-    "ill": faults.status(500, "ill"),
+    "500": faults.status(500, "ill"),
+    "another encoding": faults.gzipped,
     "404": faults.status(404, {"error": "Not Found"}),
     "malformed": faults.members(access_token=""),
     "broken off": faults.reset(after=-10),
@@ -123,70 +128,96 @@ STOPS: dict[str, Fault] = {
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
 @pytest.mark.parametrize("name", GOES_ON)
 def test_chain_goes_on(
-    name: str, method: str, colour: Colour, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
+    name: str, method: str, flavor: Flavor, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
     """Without IMDS, or without the identity, the next credential is asked."""
     imds.script(GOES_ON[name], seconds=math.inf)
     options = {"read_timeout": 0.2} if GOES_ON[name] is faults.hang else {}
-    assert in_chain(colour, developer, method, endpoint=imds.endpoint, **options) == "developer"
+    assert in_chain(flavor, developer, method, endpoint=imds.endpoint, **options) == "developer"
     assert developer.asked == [(SCOPE,)]
 
 
-def test_chain_goes_on_when_refused(colour: Colour, developer: Developer, imds: ImdsEmulator) -> None:
+def test_chain_goes_on_when_refused(flavor: Flavor, developer: Developer, imds: ImdsEmulator) -> None:
     """Connection refused."""
     with imds.down():
-        assert in_chain(colour, developer, endpoint=imds.endpoint) == "developer"
-        assert in_chain(colour, developer, endpoint=imds.endpoint) == "developer"  # from memory
+        assert in_chain(flavor, developer, endpoint=imds.endpoint) == "developer"
+        assert in_chain(flavor, developer, endpoint=imds.endpoint) == "developer"  # from memory
 
 
 def test_chain_goes_on_at_other_source(
-    colour: Colour, developer: Developer, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+    flavor: Flavor, developer: Developer, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On App Service, where ManagedIdentityCredential may stand next in the chain."""
     monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9/")
     monkeypatch.setenv("IDENTITY_HEADER", "x")
-    assert in_chain(colour, developer, endpoint=imds.endpoint) == "developer"
+    assert in_chain(flavor, developer, endpoint=imds.endpoint) == "developer"
     imds.assert_requests(0)
 
 
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
 @pytest.mark.parametrize("name", STOPS)
 def test_chain_stops(
-    name: str, method: str, colour: Colour, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
+    name: str, method: str, flavor: Flavor, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
     """A throttled or failing IMDS must not turn a VM's identity into a developer's."""
     imds.script(STOPS[name], seconds=math.inf)
     with pytest.raises(ClientAuthenticationError) as caught:
-        in_chain(colour, developer, method, endpoint=imds.endpoint)
+        in_chain(flavor, developer, method, endpoint=imds.endpoint)
     assert developer.asked == []
     assert "ImdsCredential" in str(caught.value)
 
 
 def test_chain_stops_when_imds_is_gone(
-    colour: Colour, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
+    flavor: Flavor, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
     """A machine whose IMDS has answered before is not a laptop."""
-    colour.ask(imds.endpoint, scope="https://management.azure.com")
-    with imds.down(), pytest.raises(ClientAuthenticationError):
-        in_chain(colour, developer, endpoint=imds.endpoint)
+    flavor.ask(imds.endpoint, scope="https://management.azure.com")
+    for options in ({}, {"user_agent": "app"}, {"retry_total": 1}):
+        with imds.down(), pytest.raises(ClientAuthenticationError):
+            in_chain(flavor, developer, endpoint=imds.endpoint, **options)
     assert developer.asked == []
 
 
-def test_chain_takes_first_token(colour: Colour, developer: Developer, imds: ImdsEmulator) -> None:
+def test_chain_stops_at_guest_agent(
+    flavor: Flavor, developer: Developer, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain stops where the Metadata Security Protocol refuses this process."""
+    monkeypatch.setattr(client, "has_proxy_agent", lambda: True)
+    imds.script(faults.status(403, headers={"Server": None, "x-ms-request-id": None}), seconds=math.inf)
+    with pytest.raises(ClientAuthenticationError, match="azure-proxy-agent"):
+        in_chain(flavor, developer, endpoint=imds.endpoint)
+    assert developer.asked == []
+
+
+def test_chain_stops_without_descriptors(
+    flavor: Flavor, developer: Developer, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain stops where this machine lacks descriptors: that says nothing of IMDS."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", refuse)
+    with pytest.raises(ClientAuthenticationError, match="EMFILE"):
+        in_chain(flavor, developer, endpoint=imds.endpoint)
+    assert developer.asked == []
+
+
+def test_chain_takes_first_token(flavor: Flavor, developer: Developer, imds: ImdsEmulator) -> None:
     """One request and no probe, and the developer is not asked."""
-    assert in_chain(colour, developer, endpoint=imds.endpoint) in imds.tokens
+    assert in_chain(flavor, developer, endpoint=imds.endpoint) in imds.tokens
     assert developer.asked == []
     imds.assert_requests(1)
 
 
-def test_chain_message(colour: Colour, imds: ImdsEmulator) -> None:
+def test_chain_message(flavor: Flavor, imds: ImdsEmulator) -> None:
     """When every credential fails, the chain's message has the reason of ours."""
     empty: Callable[..., Any] = (
-        azure.identity.ChainedTokenCredential if colour.name == "sync" else azure.identity.aio.ChainedTokenCredential
+        azure.identity.ChainedTokenCredential if flavor.name == "sync" else azure.identity.aio.ChainedTokenCredential
     )
-    chain = empty(colour.ImdsCredential(endpoint=imds.endpoint, client_id="00000000-0000-4000-8000-000000000001"))
+    chain = empty(flavor.ImdsCredential(endpoint=imds.endpoint, client_id="00000000-0000-4000-8000-000000000001"))
     with pytest.raises(ClientAuthenticationError, match="az vm identity assign"):
-        colour.run(chain.get_token(SCOPE))
+        flavor.run(chain.get_token(SCOPE))
 
 
 CHILD = """

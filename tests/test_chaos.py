@@ -20,11 +20,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from colours import AIO, SYNC
+from flavors import AIO, SYNC
 
-from azure_imds_credential import ImdsError, _configuration, _exchange
-from azure_imds_credential._freshness import World
-from azure_imds_credential._token_cache import TokenCache
+from azure_imds_credential import ImdsError, _options
+from azure_imds_credential._cache.token_cache import TokenCache
+from azure_imds_credential._cache.token_entry import CachedToken
+from azure_imds_credential._clock import Clock
+from azure_imds_credential._imds import client
+from azure_imds_credential._request import Wait
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 from azure_imds_credential.testing._emulator.rate_limits import IDENTITY_AT_ONCE
 from azure_imds_credential.testing.faults import Fault, Reply, Steps
@@ -45,12 +48,34 @@ def fast() -> float:
     return time.monotonic() * SPEED
 
 
+class FastClock(Clock):
+    """Time runs sixty times as fast, for cache and client."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(1).random  # type: ignore[method-assign] # the same numbers in every run
+
+    def now(self) -> float:  # type: ignore[override] # a function in the class itself
+        return 1e6 + fast()
+
+    def wall(self) -> float:
+        return fast()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds / SPEED)
+
+
 class FastCache(TokenCache):
     """A cache whose callers wait a sixtieth of what it tells them."""
 
-    def steps(self, *args: Any, **kwargs: Any) -> Generator[tuple[Any, float], None, None]:
-        for flight, seconds in super().steps(*args, **kwargs):
-            yield flight, seconds / SPEED
+    def _waits(self, *args: Any, **kwargs: Any) -> Generator[Wait, None, CachedToken]:
+        waits = super()._waits(*args, **kwargs)
+        while True:
+            try:
+                request, seconds = next(waits)
+            except StopIteration as end:
+                cached: CachedToken = end.value
+                return cached
+            yield Wait(request, seconds / SPEED)
 
 
 @dataclass
@@ -170,9 +195,9 @@ def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[s
 @pytest.mark.slow
 def test_nobody_fails_while_a_token_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """No failed call while a valid token is held, no wrong token, and a bounded rate of requests."""
-    shared = FastCache(World(fast, fast, random.Random(1).random, lambda seconds: time.sleep(seconds / SPEED)))
-    monkeypatch.setattr(_configuration, "process_cache", shared)
-    monkeypatch.setattr(_exchange, "READ_SECONDS", _exchange.READ_SECONDS / SPEED)
+    shared = FastCache(FastClock())
+    monkeypatch.setattr(_options, "process_cache", shared)
+    monkeypatch.setattr(client, "READ_TIMEOUT", client.READ_TIMEOUT / SPEED)
 
     found = Findings()
     begun_at, stop_at = time.monotonic(), time.monotonic() + SECONDS

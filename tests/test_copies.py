@@ -1,4 +1,4 @@
-"""Pickling and copying: configuration only, and always possible."""
+"""Pickling and copying: arguments only, and always possible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from azure.core.pipeline.transport import RequestsTransport
-from colours import VAULT, Colour
+from flavors import VAULT, Flavor
 
 import azure_imds_credential.aio
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsThrottledError, ImdsUnavailableError
@@ -27,25 +27,25 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 @ways
-def test_a_copy_asks_for_the_same_identity_in_the_same_way(colour: Colour, way: str) -> None:
-    """Every argument comes along; the copy of a used credential is as good as the copy of a new one."""
+def test_copy(flavor: Flavor, way: str) -> None:
+    """A copy has every argument; the copy of a used credential is as good as that of a new one."""
     user = UserAssigned("app")
     with ImdsEmulator(identities=[user]) as imds:
-        original = colour.ImdsCredential(client_id=user.client_id, endpoint=imds.endpoint, timeout=7, retry_total=1)
-        token = colour.run(original.get_token(VAULT)).token
+        original = flavor.ImdsCredential(client_id=user.client_id, endpoint=imds.endpoint, timeout=7, retry_total=1)
+        token = flavor.run(original.get_token(VAULT)).token
         again = WAYS[way](original)
         assert repr(again) == repr(original)
-        assert (again._configuration.timeout, again._configuration.options) == (7, {"retry_total": 1})
-        assert colour.run(again.get_token(VAULT)).token == token  # IMDS's own cache
+        assert (again._options.timeout, again._options.pipeline_options) == (7, {"retry_total": 1})
+        assert flavor.run(again.get_token(VAULT)).token == token  # IMDS's own cache
         imds.assert_requests(2, client_id=user.client_id)
 
 
 @ways
-def test_a_copy_without_options_shares_the_cache(colour: Colour, imds: ImdsEmulator, way: str) -> None:
-    """Within one process a copy finds the token that is held."""
-    original = colour.ImdsCredential(endpoint=imds.endpoint)
-    token = colour.run(original.get_token(VAULT)).token
-    assert colour.run(WAYS[way](original).get_token(VAULT)).token == token
+def test_copy_shares_the_cache(flavor: Flavor, imds: ImdsEmulator, way: str) -> None:
+    """Within one process a copy finds the cached token."""
+    original = flavor.ImdsCredential(endpoint=imds.endpoint)
+    token = flavor.run(original.get_token(VAULT)).token
+    assert flavor.run(WAYS[way](original).get_token(VAULT)).token == token
     imds.assert_requests(1)
 
 
@@ -63,49 +63,49 @@ class AioOfAnApp(azure_imds_credential.aio.ImdsCredential):
 
 @ways
 @pytest.mark.parametrize("cls", [SyncOfAnApp, AioOfAnApp], ids=["sync", "aio"])
-def test_a_subclass_may_have_a_constructor_of_its_own(cls: Callable[[str], Any], way: str) -> None:
-    """It is not called for a copy; what it left behind comes along."""
+def test_subclass(cls: Callable[[str], Any], way: str) -> None:
+    """The constructor of a subclass is not called for a copy; its attributes are copied."""
     again = WAYS[way](cls("of the shop"))
-    assert (type(again), again.app, again._configuration.timeout) == (cls, "of the shop", 7)
-    assert str(again._configuration.identity) == "client_id of the shop"
+    assert (type(again), again.app, again._options.timeout) == (cls, "of the shop", 7)
+    assert str(again._options.identity) == "client_id of the shop"
 
 
-def test_a_pickle_holds_no_token(colour: Colour, imds: ImdsEmulator) -> None:
-    """What is sent to a worker is the question, not the answer."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    token = colour.run(credential.get_token(VAULT)).token
+def test_pickle_has_no_token(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A pickle of a used credential holds no token."""
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    token = flavor.run(credential.get_token(VAULT)).token
     assert token.split(".")[1].encode() not in pickle.dumps(credential)
 
 
-def test_the_endpoint_is_read_where_the_pickle_is_opened(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_of_a_pickle(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A credential without `endpoint` asks the IMDS of the machine that unpickles it."""
-    pickled = pickle.dumps(colour.ImdsCredential())
+    pickled = pickle.dumps(flavor.ImdsCredential())
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:4321")
     assert "4321" in repr(pickle.loads(pickled))
 
 
-def test_another_process_opens_the_pickle(colour: Colour, imds: ImdsEmulator) -> None:
-    """A fresh interpreter needs nothing but the package."""
-    pickled = pickle.dumps(colour.ImdsCredential(endpoint=imds.endpoint))
+def test_pickle_in_another_process(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """Another interpreter opens a pickle with nothing but the package."""
+    pickled = pickle.dumps(flavor.ImdsCredential(endpoint=imds.endpoint))
     child = f"import pickle; print(repr(pickle.loads({pickled!r})))"
     said = subprocess.run([sys.executable, "-c", child], check=True, capture_output=True, text=True).stdout
     assert imds.endpoint in said
 
 
-def test_a_transport_can_be_copied_and_not_pickled(colour: Colour) -> None:
-    """It holds connections, which belong to a process; that is said."""
+def test_transport(flavor: Flavor) -> None:
+    """A credential with a transport can be copied; pickling it is a TypeError that says why."""
     transport = RequestsTransport()
-    credential = colour.ImdsCredential(transport=transport)
+    credential = flavor.ImdsCredential(transport=transport)
     for way in (copy.copy, copy.deepcopy):
-        assert way(credential)._configuration.options["transport"] is transport
+        assert way(credential)._options.pipeline_options["transport"] is transport
     with pytest.raises(TypeError, match="transport of its own"):
         pickle.dumps(credential)
 
 
 @pytest.mark.parametrize("cls", [ImdsError, ImdsUnavailableError, IdentityUnavailableError, ImdsThrottledError])
 @ways
-def test_errors_survive_pickling_with_all_their_facts(cls: type[ImdsError], way: str) -> None:
-    """A worker's error arrives whole, also when it was raised while another was handled."""
+def test_pickled_errors(cls: type[ImdsError], way: str) -> None:
+    """An error keeps all its attributes, also when it was raised while another was handled."""
     try:
         raise KeyError("another")
     except KeyError:
@@ -115,11 +115,12 @@ def test_errors_survive_pickling_with_all_their_facts(cls: type[ImdsError], way:
             error_code="invalid_request",
             error_description="Identity not found",
             endpoint="http://127.0.0.1",
-            identity="system-assigned",
+            identity="the machine's default identity",
             resource=VAULT,
             attempts=3,
             elapsed=1.5,
             request_id="id",
+            client_request_id="other id",
             hint="do this",
         )
     again = WAYS[way](error)
@@ -130,9 +131,10 @@ def test_errors_survive_pickling_with_all_their_facts(cls: type[ImdsError], way:
 
 
 @ways
-def test_every_argument_comes_along(colour: Colour, way: str) -> None:
-    """Also those that change nothing before the first request."""
-    original = colour.ImdsCredential(object_id="one", wait_for_identity=3, timeout=7, shared_cache=True)
-    again = WAYS[way](original)._configuration
+def test_every_argument(flavor: Flavor, way: str) -> None:
+    """A copy has also the arguments that change nothing before the first request."""
+    original = flavor.ImdsCredential(object_id="one", wait_for_identity=3, timeout=7, shared_cache=True)
+    again = WAYS[way](original)._options
     assert (again.identity.kind, again.identity.value) == ("object_id", "one")
     assert (again.wait_for_identity, again.timeout, again.shared_cache) == (3, 7, True)
+    assert WAYS[way](flavor.ImdsCredential(require_system_assigned=True))._options.identity.must_be_system_assigned

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from colours import VAULT, Colour
+from flavors import VAULT, Flavor
 from tcp import listening, never_read
 
 from azure_imds_credential import ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -98,15 +98,15 @@ def best_of_three(call: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("name", [*SERVERS, "never reads"])
-def test_no_call_outlives_its_timeout(name: str, colour: Colour) -> None:
+def test_no_call_outlives_its_timeout(name: str, flavor: Flavor) -> None:
     """A call ends at most 0.2 s after `timeout`, with an error of ours, whatever the server does."""
     with serving(name) as endpoint:
-        if colour.name == "sync":
-            assert best_of_three(lambda: colour.ask(endpoint, timeout=TIMEOUT)) <= TIMEOUT + GRACE
+        if flavor.name == "sync":
+            assert best_of_three(lambda: flavor.ask(endpoint, timeout=TIMEOUT)) <= TIMEOUT + GRACE
             return
 
         async def in_a_loop() -> float:
-            credential = colour.ImdsCredential(endpoint=endpoint, timeout=TIMEOUT)
+            credential = flavor.ImdsCredential(endpoint=endpoint, timeout=TIMEOUT)
             taken = []
             for _ in range(3):
                 begun = time.monotonic()
@@ -121,10 +121,10 @@ def test_no_call_outlives_its_timeout(name: str, colour: Colour) -> None:
 
 
 @pytest.mark.parametrize("name", ["silence", "body drips", "100 Continue for ever"])
-def test_an_unfinished_answer_is_told_as_one(name: str, colour: Colour) -> None:
+def test_an_unfinished_answer_is_told_as_one(name: str, flavor: Flavor) -> None:
     """The error of a call that ran out of time says where it was asked and that no whole answer came."""
     with serving(name) as endpoint, pytest.raises(ImdsError) as caught:
-        colour.ask(endpoint, timeout=TIMEOUT)
+        flavor.ask(endpoint, timeout=TIMEOUT)
     error = caught.value
     assert isinstance(error, (ImdsUnavailableError, ImdsServiceError))
     assert error.endpoint == endpoint
@@ -133,31 +133,31 @@ def test_an_unfinished_answer_is_told_as_one(name: str, colour: Colour) -> None:
 
 
 @pytest.mark.parametrize("name", ["body drips", "body drips for ever", "chunks for ever"])
-def test_an_imds_that_never_ends_its_answer_is_ill(name: str, colour: Colour) -> None:
+def test_an_imds_that_never_ends_its_answer_is_ill(name: str, flavor: Flavor) -> None:
     """Its headers say who it is, so a chain stops there: nobody falls through to another identity."""
     with serving(name) as endpoint, pytest.raises(ImdsServiceError):
-        colour.ask(endpoint, timeout=TIMEOUT)
+        flavor.ask(endpoint, timeout=TIMEOUT)
 
 
-def test_the_last_trouble_is_told_when_the_time_is_up(colour: Colour, imds: ImdsEmulator) -> None:
+def test_the_last_trouble_is_told_when_the_time_is_up(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A call that ends during a wait or a second attempt tells what the attempt before it brought."""
     imds.script(faults.status(503, {"error": "server_error", "error_description": "unwell"}))
     imds.script(faults.endless_100_continue(), seconds=600)
     with pytest.raises(ImdsServiceError, match="unwell") as caught:
-        colour.ask(imds.endpoint, timeout=1.2)
+        flavor.ask(imds.endpoint, timeout=1.2)
     assert caught.value.status == 503
 
 
-def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, colour: Colour) -> None:
+def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, flavor: Flavor) -> None:
     """A caller with less time than the one who set out leaves earlier; one with more gets the token."""
     release = threading.Event()
     imds.script(faults.hold(release))
     tokens: list[str] = []
-    patient = threading.Thread(target=lambda: tokens.append(colour.ask(imds.endpoint, timeout=20).token))
+    patient = threading.Thread(target=lambda: tokens.append(flavor.ask(imds.endpoint, timeout=20).token))
     patient.start()
     try:
         imds.wait_for_requests(1)
-        assert best_of_three(lambda: colour.ask(imds.endpoint, timeout=TIMEOUT)) <= TIMEOUT + GRACE
+        assert best_of_three(lambda: flavor.ask(imds.endpoint, timeout=TIMEOUT)) <= TIMEOUT + GRACE
     finally:
         release.set()
         patient.join()
@@ -165,11 +165,11 @@ def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, 
     imds.assert_requests(1)
 
 
-def test_hung_flights_do_not_fill_the_gate(imds: ImdsEmulator, colour: Colour) -> None:
+def test_hung_requests_keep_no_slots(imds: ImdsEmulator, flavor: Flavor) -> None:
     """Ten requests that hang leave room for the eleventh."""
     imds.script(*[faults.endless_100_continue(0.005)] * 10)
     callers = [
-        threading.Thread(target=_fails, args=(colour, imds.endpoint, f"https://{number}.example"))
+        threading.Thread(target=_fails, args=(flavor, imds.endpoint, f"https://{number}.example"))
         for number in range(10)
     ]
     for caller in callers:
@@ -177,23 +177,23 @@ def test_hung_flights_do_not_fill_the_gate(imds: ImdsEmulator, colour: Colour) -
     for caller in callers:
         caller.join()
     imds.clear_faults()
-    assert colour.ask(imds.endpoint, timeout=20).token in imds.tokens
+    assert flavor.ask(imds.endpoint, timeout=20).token in imds.tokens
 
 
-def test_an_exchange_with_a_silent_server_ends_with_its_caller(colour: Colour) -> None:
+def test_an_exchange_with_a_silent_server_ends_with_its_caller(flavor: Flavor) -> None:
     """The thread of an exchange waits for silence no longer than the caller who set out."""
     with listening(never_read) as server:
         with pytest.raises(ImdsError):
-            colour.ask(server.url, timeout=TIMEOUT)
+            flavor.ask(server.url, timeout=TIMEOUT)
         for thread in threading.enumerate():
             if thread.name == THREAD_NAME and server.accepted:
                 thread.join(2)
         assert THREAD_NAME not in [thread.name for thread in threading.enumerate()]
 
 
-def _fails(colour: Colour, endpoint: str, scope: str) -> None:
+def _fails(flavor: Flavor, endpoint: str, scope: str) -> None:
     with pytest.raises(ImdsError):
-        colour.ask(endpoint, scope=scope, timeout=TIMEOUT)
+        flavor.ask(endpoint, scope=scope, timeout=TIMEOUT)
 
 
 CHILDREN = {
@@ -230,7 +230,7 @@ CHILDREN = {
 def test_nothing_waits_for_an_exchange_that_hangs() -> None:
     """`asyncio.run` and the interpreter end while the request still hangs, and say nothing."""
     preface = (
-        "import asyncio, sys, threading, time\nimport azure_imds_credential.aio, azure_imds_credential._exchange\n"
+        "import asyncio, sys, threading, time\nimport azure_imds_credential.aio, azure_imds_credential._imds.client\n"
     )
     with ImdsEmulator() as imds:
         imds.script(faults.endless_100_continue(), seconds=600)
@@ -251,9 +251,9 @@ def test_nothing_waits_for_an_exchange_that_hangs() -> None:
         imds.assert_requests(len(CHILDREN))
 
 
-def test_an_endpoint_that_was_imds_is_ill_when_it_hangs(colour: Colour, imds: ImdsEmulator) -> None:
+def test_an_endpoint_that_was_imds_is_ill_when_it_hangs(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A chain must not go on to another credential because an IMDS that is known was slow once."""
-    colour.ask(imds.endpoint)
+    flavor.ask(imds.endpoint)
     imds.script(faults.endless_100_continue(0.005))
     with pytest.raises(ImdsServiceError):
-        colour.ask(imds.endpoint, scope="https://other.example", timeout=TIMEOUT)
+        flavor.ask(imds.endpoint, scope="https://other.example", timeout=TIMEOUT)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from flavors import VirtualTime
 
+from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._cli import doctor
 from azure_imds_credential._cli.doctor import Report, examine
 from azure_imds_credential._cli.machine import Place, Surroundings
 from azure_imds_credential._cli.text import Terminal
-from azure_imds_credential._freshness import World
-from azure_imds_credential._token_cache import TokenCache
 from azure_imds_credential.serve import SERVE_HEADER
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults
 
@@ -314,10 +314,10 @@ MACHINES = [
         ),
     ),
     Machine(
-        "silence",
+        "no response",
         "reachable",
         "problem",
-        "connected, then silence",
+        "connected, then no response",
         "iptables",
         faults=(faults.hang,),
         arguments={"timeout": 0.5},
@@ -461,9 +461,8 @@ MACHINES += [
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between requests cost no time here; their length is for other tests."""
-    world = World(sleep=lambda _: None)
-    monkeypatch.setattr("azure_imds_credential._configuration.process_cache", TokenCache(world))
+    """Pauses between attempts cost nothing here: how long they are is another test's matter."""
+    monkeypatch.setattr("azure_imds_credential._options.process_cache", TokenCache(VirtualTime()))
 
 
 def examined(machine: Machine, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> Report:

@@ -1,15 +1,17 @@
-"""Every row of design section 2 over a real socket, through the public class, in both colours."""
+"""What servers do and what callers get: each kind of response over a real socket, through the public classes."""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import socket
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
-from colours import SYNC, VAULT, Colour, VirtualTime
+import urllib3.util.connection
+from flavors import SYNC, VAULT, Flavor, VirtualTime
 from tcp import listening, speak_first
 
 from azure_imds_credential import (
@@ -20,19 +22,20 @@ from azure_imds_credential import (
     ImdsServiceError,
     ImdsThrottledError,
     ImdsUnavailableError,
-    _exchange,
-    _flight,
 )
-from azure_imds_credential._answer import BODY_LIMIT
+from azure_imds_credential._cache import decision
+from azure_imds_credential._imds import client
+from azure_imds_credential._imds.hints import has_proxy_agent
+from azure_imds_credential._imds.response import BODY_LIMIT
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 from azure_imds_credential.testing.faults import End, Fault, Reply, Steps
 
-STRANGER = {"Server": "nginx", "x-ms-request-id": None}
+UNKNOWN_SERVER = {"Server": "nginx", "x-ms-request-id": None}
 PAGE = "<html><body>Sign in to the network</body></html>"
 
 
 def bytes_instead(data: bytes) -> Fault:
-    """Any bytes, then the end of the connection."""
+    """Send any bytes, then close the connection."""
 
     def instead(_reply: Reply) -> Steps:
         yield data
@@ -42,7 +45,7 @@ def bytes_instead(data: bytes) -> Fault:
 
 
 def larger_than_the_limit(reply: Reply) -> Steps:
-    """A good answer with a mebibyte of spaces behind it."""
+    """A good response with a mebibyte of spaces behind it."""
     yield reply.with_body(reply.body + b" " * BODY_LIMIT).encode()
 
 
@@ -61,7 +64,7 @@ def endless(reply: Reply) -> Steps:
 
 
 def redirect_with_an_endless_body(reply: Reply) -> Steps:
-    """What a client that peeks at the redirected request would read for ever."""
+    """A body that a client which prepares the redirected request would read for ever."""
     yield b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"
     while True:
         yield b"x" * 65536
@@ -69,7 +72,7 @@ def redirect_with_an_endless_body(reply: Reply) -> Steps:
 
 
 def raw_members(**members: str) -> Fault:
-    """A token answer from JSON text, for what no mapping can say."""
+    """A token response from JSON text, for what no mapping can say."""
 
     def change(reply: Reply) -> Steps:
         written = ",".join(f'"{name}":{text}' for name, text in {"access_token": '"t"', **members}.items())
@@ -90,17 +93,17 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    # Answers that hold a token, however oddly they come
+    # Responses with a token, in odd forms
     "well": Row(faults.ok, None, 1),
     "chunked": Row(faults.chunked, None, 1),
-    "gzip although refused": Row(faults.gzipped, None, 1),
     "numbers as int": Row(faults.members(expires_in=3600, expires_on=None), None, 1),
+    "a bad expires_in beside a good expires_on": Row(faults.members(expires_in=-1), None, 1),
     "numbers as float": Row(faults.members(expires_in=3599.5, expires_on=None), None, 1),
     "no expires_in": Row(faults.members(expires_in=None), None, 1),
     "no client_id": Row(faults.members(client_id=None), None, 1),
     "late, but in time": Row(faults.slow(0.2), None, 1),
     # From IMDS, malformed
-    "wrong length": Row(faults.wrong_length(10), ImdsServiceError, 2, "broke off", 200),
+    "wrong length": Row(faults.wrong_length(10), ImdsServiceError, 2, "the body broke off", 200),
     "length too short": Row(length_too_short, ImdsServiceError, 2, "without a usable token", 200),
     "length no number": Row(faults.status(200, "{}", headers={"Content-Length": "abc"}), ImdsServiceError, 2, "", 200),
     "length below zero": Row(
@@ -110,19 +113,29 @@ ROWS: dict[str, Row] = {
         bytes_instead(b"HTTP/1.1 200 OK\r\nServer: IMDS/1\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n"),
         ImdsServiceError,
         2,
-        "broke off",
+        "the body broke off",
         200,
     ),
+    "gzip although refused": Row(faults.gzipped, ImdsServiceError, 2, "Content-Encoding 'gzip'", 200),
     "gzip that is none": Row(
-        faults.status(200, "{}", headers={"Content-Encoding": "gzip"}), ImdsServiceError, 2, "broke off", 200
+        faults.status(200, "{}", headers={"Content-Encoding": "gzip"}),
+        ImdsServiceError,
+        2,
+        "Content-Encoding 'gzip', which was not asked for",
+        200,
     ),
-    "reset in the body": Row(faults.reset(after=-100), ImdsServiceError, 2, "broke off", 200),
+    "gzip with 503": Row(
+        faults.status(503, "x", headers={"Content-Encoding": "gzip"}), ImdsServiceError, 6, "Content-Encoding", 503
+    ),
+    "reset in the body": Row(faults.reset(after=-100), ImdsServiceError, 2, "the body broke off", 200),
     "no JSON": Row(faults.status(200, "no JSON"), ImdsServiceError, 2, "without a usable token", 200),
-    "empty": Row(faults.status(200), ImdsServiceError, 2, "", 200),
+    "empty": Row(faults.status(200), ImdsServiceError, 2, "without a usable token", 200),
     "deep JSON": Row(faults.status(200, b'{"a":' * 100_000), ImdsServiceError, 2, "", 200),
     "wrong type of token": Row(faults.members(access_token=5), ImdsServiceError, 2, "", 200),
-    "wrong type of expiry": Row(faults.members(expires_in={"a": 1}), ImdsServiceError, 2, "", 200),
-    "expiry negative": Row(faults.members(expires_in=-1), ImdsServiceError, 2, "", 200),
+    "wrong type of expiry": Row(faults.members(expires_in={"a": 1}, expires_on=None), ImdsServiceError, 2, "", 200),
+    "expiry negative": Row(
+        faults.members(expires_in=-1, expires_on=-1), ImdsServiceError, 2, "expires_in=-1, expires_on=-1", 200
+    ),
     "expiry absurd": Row(faults.members(expires_in=10**12, expires_on=10**12), ImdsServiceError, 2, "", 200),
     "expiry beyond float": Row(raw_members(expires_in="1" + "0" * 400), ImdsServiceError, 2, "", 200),
     "expiry not a number": Row(raw_members(expires_in="NaN"), ImdsServiceError, 2, "", 200),
@@ -130,7 +143,7 @@ ROWS: dict[str, Row] = {
     "token empty": Row(faults.members(access_token=""), ImdsServiceError, 2, "", 200),
     "huge": Row(larger_than_the_limit, ImdsServiceError, 1, "more than", 200),
     "endless": Row(endless, ImdsServiceError, 1, "more than", 200),
-    # For somebody else
+    # For another resource
     "another resource": Row(
         faults.members(resource="https://graph.microsoft.com"), IdentityMismatchError, 1, "graph.microsoft.com", 200
     ),
@@ -142,23 +155,23 @@ ROWS: dict[str, Row] = {
         "invalid_resource",
         400,
     ),
-    "forbidden": Row(faults.status(403, "no"), ImdsRequestError, 1, "403", 403),
+    "forbidden": Row(faults.status(403, "no"), ImdsRequestError, 1, "403, it said: no", 403),
     "not JSON at all": Row(faults.status(400, "'a' is an invalid start of a value"), ImdsRequestError, 1, "400", 400),
     # From IMDS, to be asked again
     "404": Row(faults.status(404), ImdsServiceError, 6, "404", 404),
     "408": Row(faults.status(408), ImdsServiceError, 6, "408", 408),
-    "500": Row(faults.status(500, "oops"), ImdsServiceError, 6, "500", 500),
+    "500": Row(faults.status(500, "oops"), ImdsServiceError, 6, "500, it said: oops", 500),
     "500 with a token": Row(faults.status(500, {"access_token": "t", "expires_in": "9"}), ImdsServiceError, 6, "", 500),
     "503 that breaks off": Row(
         bytes_instead(b"HTTP/1.1 503 X\r\nServer: IMDS/1\r\nContent-Length: 9\r\n\r\n"), ImdsServiceError, 6, "503", 503
     ),
     "504": Row(faults.status(504), ImdsServiceError, 6, "504", 504),
-    # From somebody else, perhaps while IMDS restarts
+    # From an unknown server, perhaps while IMDS restarts
     "WireServer": Row(faults.wireserver(), ImdsUnavailableError, 4, "500", 500),
     "bad gateway": Row(faults.html(502, PAGE), ImdsUnavailableError, 4, "Sign in", 502),
-    "throttled by a proxy": Row(faults.status(429, headers=STRANGER), ImdsUnavailableError, 4, "429", 429),
-    "gone, says a stranger": Row(faults.status(410, headers=STRANGER), ImdsUnavailableError, 4, "410", 410),
-    # From somebody else
+    "throttled by a proxy": Row(faults.status(429, headers=UNKNOWN_SERVER), ImdsUnavailableError, 4, "429", 429),
+    "410 by an unknown server": Row(faults.status(410, headers=UNKNOWN_SERVER), ImdsUnavailableError, 4, "410", 410),
+    # From an unknown server
     "HTML with 200": Row(faults.html(200, PAGE), ImdsUnavailableError, 1, "Sign in to the network", 200),
     "Docker Desktop": Row(faults.docker_desktop_403(), ImdsUnavailableError, 1, "unreachable network", 403),
     "Docker Desktop in Norwegian": Row(
@@ -169,14 +182,14 @@ ROWS: dict[str, Row] = {
         403,
     ),
     "EC2": Row(
-        faults.status(404, "<html><h1>404 - Not Found</h1></html>", headers={**STRANGER, "Server": "EC2ws"}),
+        faults.status(404, "<html><h1>404 - Not Found</h1></html>", headers={**UNKNOWN_SERVER, "Server": "EC2ws"}),
         ImdsUnavailableError,
         1,
         "404 - Not Found",
         404,
     ),
     "EC2 that wants a session": Row(
-        faults.status(401, headers={**STRANGER, "Server": "EC2ws"}), ImdsUnavailableError, 1, "401", 401
+        faults.status(401, headers={**UNKNOWN_SERVER, "Server": "EC2ws"}), ImdsUnavailableError, 1, "401", 401
     ),
     "Google Compute Engine": Row(
         faults.status(404, PAGE, headers={"Server": "Metadata Server for VM", "Metadata-Flavor": "Google"}),
@@ -186,7 +199,7 @@ ROWS: dict[str, Row] = {
         404,
     ),
     "Oracle Cloud": Row(
-        faults.status(404, {"code": 404, "message": "HTTP 404 Not Found"}, headers=STRANGER),
+        faults.status(404, {"code": 404, "message": "HTTP 404 Not Found"}, headers=UNKNOWN_SERVER),
         ImdsUnavailableError,
         1,
         "404",
@@ -199,71 +212,74 @@ ROWS: dict[str, Row] = {
     "redirect to no URL": Row(faults.redirect("http://["), ImdsServiceError, 1, "307", 307),
     "redirect to no text": Row(faults.redirect("\xe9\xff"), ImdsServiceError, 1, "307", 307),
     "redirect without end": Row(redirect_with_an_endless_body, ImdsUnavailableError, 1, "302", 302),
-    # No answer
+    # No response
     "closed at once": Row(bytes_instead(b""), ImdsUnavailableError, 1, "connection broke"),
     "reset at once": Row(faults.reset(), ImdsUnavailableError, 1, "ECONNRESET"),
     "reset in the headers": Row(faults.reset(after=30), ImdsUnavailableError, 1, "connection broke"),
     "another protocol": Row(bytes_instead(b"SSH-2.0-OpenSSH_9.6\r\n"), ImdsUnavailableError, 1, "BadStatusLine"),
-    "accepted and silent": Row(faults.hang, ImdsUnavailableError, 1, "then silence", None, {"read_timeout": 0.2}),
+    "only accepted": Row(faults.hang, ImdsUnavailableError, 1, "then no response", None, {"read_timeout": 0.2}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_row_means_the_same_in_both_colours(
-    name: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """A server that always answers so gives a token, or this error after this many requests."""
+def test_response(name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """A server that always responds so gives a token, or this error after this many requests."""
     row = ROWS[name]
     imds.script(row.fault, seconds=math.inf)
     if row.error is None:
-        token = colour.ask(imds.endpoint, **row.options).token
+        token = flavor.ask(imds.endpoint, **row.options).token
         assert token in (*imds.tokens, "t")
     else:
         with pytest.raises(row.error) as caught:
-            colour.ask(imds.endpoint, **row.options)
+            flavor.ask(imds.endpoint, **row.options)
         error = caught.value
         assert type(error) is row.error
         assert row.says in str(error)
         assert (error.status, error.attempts) == (row.status, row.requests)
-        assert (error.endpoint, error.identity, error.resource) == (imds.endpoint, "system-assigned", VAULT)
+        assert (error.endpoint, error.identity, error.resource) == (
+            imds.endpoint,
+            "the machine's default identity",
+            VAULT,
+        )
         assert error.hint
         assert error.hint in str(error)
         assert len(str(error)) < 1000
+        assert error.client_request_id == imds.requests[-1].header("x-ms-client-request-id")
     imds.assert_requests(row.requests)
 
 
 SEEN = {
     "refused": (None, ImdsServiceError, 6),
     "reset at once": (faults.reset(), ImdsServiceError, 6),
-    "accepted and silent": (faults.hang, ImdsServiceError, 6),
+    "only accepted": (faults.hang, ImdsServiceError, 6),
     "WireServer": (faults.wireserver(), ImdsServiceError, 6),
-    "gone, says a stranger": (faults.status(410, headers=STRANGER), ImdsServiceError, None),
-    "throttled by a stranger": (faults.status(429, headers=STRANGER), ImdsThrottledError, None),
+    "410 by an unknown server": (faults.status(410, headers=UNKNOWN_SERVER), ImdsServiceError, None),
+    "429 by an unknown server": (faults.status(429, headers=UNKNOWN_SERVER), ImdsThrottledError, None),
     "broke off, nameless": (bytes_instead(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"), ImdsServiceError, 2),
     "HTML with 200": (faults.html(), ImdsUnavailableError, 1),
-    "a stranger's 404": (faults.status(404, headers=STRANGER), ImdsUnavailableError, 1),
+    "404 by an unknown server": (faults.status(404, headers=UNKNOWN_SERVER), ImdsUnavailableError, 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_an_endpoint_that_was_imds_is_believed_to_be_ill_rather_than_absent(
-    name: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+def test_seen(
+    name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once IMDS has answered, its absence is transient: no chain may go on because of it."""
+    """After one response of IMDS its absence is transient: no chain may go on because of it."""
     fault, error, requests = SEEN[name]
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    colour.run(credential.get_token("https://management.azure.com"))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    flavor.run(credential.get_token("https://management.azure.com"))
     if fault is faults.hang:
-        monkeypatch.setattr(_exchange, "READ_SECONDS", 0.1)
+        monkeypatch.setattr(client, "READ_TIMEOUT", 0.1)
     imds.clear_requests()
     if fault is None:
         with imds.down(), pytest.raises(error) as caught:
-            colour.run(credential.get_token(VAULT))
+            flavor.run(credential.get_token(VAULT))
         assert caught.value.attempts == requests
         return
     imds.script(fault, seconds=math.inf)
     with pytest.raises(error) as caught:
-        colour.run(credential.get_token(VAULT))
+        flavor.run(credential.get_token(VAULT))
     assert type(caught.value) is error
     assert requests in (None, caught.value.attempts)
     imds.assert_requests(caught.value.attempts)
@@ -284,43 +300,39 @@ RECOVERIES: dict[str, tuple[tuple[Fault, ...], int]] = {
 
 
 @pytest.mark.parametrize("name", RECOVERIES)
-def test_trouble_that_passes_is_waited_out(
-    name: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """The caller gets a token as soon as IMDS gives one, and waits between attempts."""
-    troubles, requests = RECOVERIES[name]
-    imds.script(*troubles)
-    assert colour.ask(imds.endpoint).token in imds.tokens
+def test_recovery(name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """A caller gets a token as soon as IMDS gives one, with a wait before each further attempt."""
+    failures, requests = RECOVERIES[name]
+    imds.script(*failures)
+    assert flavor.ask(imds.endpoint).token in imds.tokens
     imds.assert_requests(requests)
     assert len(virtual_time.slept) == requests - 1
 
 
-def test_410_for_70_seconds_is_waited_out(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_410_for_70_seconds(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """While IMDS is updated, which takes up to 70 s, callers wait and then get their token."""
+    begun = virtual_time.now()
     imds.script(faults.status(410), seconds=70)
-    assert colour.ask(imds.endpoint).token in imds.tokens
-    assert 70 <= sum(virtual_time.slept) <= 76
+    assert flavor.ask(imds.endpoint).token in imds.tokens
+    assert virtual_time.now() - begun >= 70
+    assert sum(virtual_time.slept) <= 76
 
 
-def test_410_for_longer_than_promised_is_given_up(
-    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """After 75 s the update is taken for a fault, with time of the budget left."""
+def test_410_for_longer(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """After 75 s a 410 is an error, also where the call has more time."""
     imds.script(faults.status(410), seconds=math.inf)
     with pytest.raises(ImdsServiceError) as caught:
-        colour.ask(imds.endpoint, timeout=300)
+        flavor.ask(imds.endpoint, timeout=300)
     assert caught.value.status == 410
-    assert 74 <= sum(virtual_time.slept) <= 75.1
-    assert caught.value.elapsed == pytest.approx(75, abs=2)
+    assert sum(virtual_time.slept) <= 75.1
+    assert 75 <= caught.value.elapsed < 300
 
 
-def test_throttling_is_waited_out_until_the_budget_is_spent(
-    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_throttled(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """A 429 without Retry-After is asked again until `timeout`, with ever longer waits."""
     imds.script(faults.throttled(), seconds=math.inf)
     with pytest.raises(ImdsThrottledError) as caught:
-        colour.ask(imds.endpoint, timeout=60)
+        flavor.ask(imds.endpoint, timeout=60)
     assert 30 < sum(virtual_time.slept) < 60
     assert caught.value.attempts == len(virtual_time.slept) + 1 > 5
     assert caught.value.error_description == "Temporarily throttled, too many requests"
@@ -328,75 +340,71 @@ def test_throttling_is_waited_out_until_the_budget_is_spent(
 
 
 @pytest.mark.parametrize(("retry_after", "waits"), [(20, [20]), ("0", [])])
-def test_retry_after_is_honoured(
-    retry_after: float | str, waits: list[float], colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
+def test_retry_after(
+    retry_after: float | str, waits: list[float], flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
-    """The server's wait is a floor under ours."""
+    """A wait is at least as long as the server asks for."""
     imds.script(faults.throttled(retry_after))
-    colour.ask(imds.endpoint)
+    flavor.ask(imds.endpoint)
     assert len(virtual_time.slept) == 1
     assert virtual_time.slept[0] >= sum(waits)
     assert virtual_time.slept[0] < 23
 
 
 @pytest.mark.parametrize("fault", [faults.throttled(86400), faults.status(503, retry_after=86400)], ids=["429", "503"])
-def test_retry_after_of_a_day_ends_the_call_at_once(
-    fault: Fault, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """Nobody waits for what will not come within the budget, and nobody asks earlier than told."""
+def test_retry_after_of_a_day(fault: Fault, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """A Retry-After beyond the deadline ends the call at once."""
     imds.script(fault, seconds=math.inf)
     with pytest.raises((ImdsThrottledError, ImdsServiceError)):
-        colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
     assert virtual_time.slept == []
     imds.assert_requests(1)
 
 
-def test_alternating_troubles_do_not_start_each_other_anew(
-    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """Five retries are five, although other answers come in between."""
+def test_alternating_failures(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """The retries of a kind are counted also when other failures come in between."""
     imds.script(faults.status(500), faults.members(access_token=""), seconds=math.inf)
     with pytest.raises(ImdsServiceError):
-        colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
     assert len(imds.token_requests) <= 8
 
 
-def test_retry_total_zero_asks_once(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_retry_total(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """`retry_total` caps the retries of every kind."""
     for total in (0, 2):
         imds.clear_requests()
         imds.clear_faults()
         imds.script(faults.status(503), seconds=math.inf)
         with pytest.raises(ImdsServiceError) as caught:
-            colour.ask(imds.endpoint, retry_total=total)
+            flavor.ask(imds.endpoint, retry_total=total)
         assert caught.value.attempts == total + 1
         imds.assert_requests(total + 1)
 
 
-def test_a_refused_connection_is_said_at_once_with_its_reason(colour: Colour, imds: ImdsEmulator) -> None:
-    """Nothing listens: one attempt, and the operating system's word for it."""
+def test_refused(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """Where nothing listens there is one attempt, and the operating system's reason in the message."""
     with imds.down(), pytest.raises(ImdsUnavailableError) as caught:
-        colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
     assert caught.value.attempts == 1
     assert "ECONNREFUSED: Connection refused" in str(caught.value)
     assert caught.value.status is None
 
 
-def test_a_name_that_does_not_resolve_is_said(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resolver's own words reach the message; here they are ours, since the suite refuses look-ups."""
+def test_unknown_host(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver's words reach the message. They are made here, since the suite refuses look-ups."""
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(ImdsUnavailableError, match=r"connecting failed \(gaierror: Name or service not known\)"):
-        colour.ask("http://imds.invalid")
+        flavor.ask("http://imds.invalid")
 
 
-def test_an_endpoint_that_speaks_no_tls_is_said(colour: Colour) -> None:
+def test_no_tls(flavor: Flavor) -> None:
     """An https endpoint on a plain port names TLS as the reason, not a wrong errno."""
     with listening(speak_first) as server, pytest.raises(ImdsUnavailableError, match=r"SSL.*WRONG_VERSION_NUMBER"):
-        colour.ask(f"https://127.0.0.1:{server.port}")
+        flavor.ask(f"https://127.0.0.1:{server.port}")
 
 
 IDENTITIES = {
@@ -407,12 +415,10 @@ IDENTITIES = {
 
 
 @pytest.mark.parametrize("kind", IDENTITIES)
-def test_an_identity_that_is_not_assigned_is_named_with_the_command_that_assigns_it(
-    kind: str, colour: Colour, imds: ImdsEmulator
-) -> None:
-    """The error says which identity is missing and what to type."""
+def test_no_identity(kind: str, flavor: Flavor, imds: ImdsEmulator) -> None:
+    """The error names the identity that is missing and the command that assigns it."""
     with pytest.raises(IdentityUnavailableError) as caught:
-        colour.ask(imds.endpoint, **{kind: IDENTITIES[kind]})
+        flavor.ask(imds.endpoint, **{kind: IDENTITIES[kind]})
     error = caught.value
     assert error.identity == f"{kind} {IDENTITIES[kind]}"
     assert error.identity in str(error)
@@ -423,25 +429,25 @@ def test_an_identity_that_is_not_assigned_is_named_with_the_command_that_assigns
 
 
 @pytest.mark.parametrize("kind", IDENTITIES)
-def test_a_token_for_another_identity_is_thrown_away(kind: str, colour: Colour, imds: ImdsEmulator) -> None:
-    """IMDS answers for somebody else than was asked: no caller gets that token, now or later."""
+def test_other_identity(kind: str, flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A token for another identity than was asked reaches no caller, now or later."""
     mine, other = UserAssigned("mine"), UserAssigned("other")
     imds.assign(mine)
     imds.assign(other)
     foreign = imds.issue_token(VAULT, other)
     imds.script(faults.members(access_token=foreign, client_id=other.client_id))
-    credential = colour.ImdsCredential(endpoint=imds.endpoint, **{kind: getattr(mine, kind)})
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, **{kind: getattr(mine, kind)})
     with pytest.raises(IdentityMismatchError) as caught:
-        colour.run(credential.get_token(VAULT))
+        flavor.run(credential.get_token(VAULT))
     assert getattr(other, kind) in str(caught.value)
-    assert colour.run(credential.get_token(VAULT)).token != foreign
+    assert flavor.run(credential.get_token(VAULT)).token != foreign
     imds.assert_requests(2)
 
 
 @pytest.fixture
 def late(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> UserAssigned:
-    """An identity that arrives with the third answer; who waits for one asks twenty times a second."""
-    monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.05)
+    """An identity that arrives with the third response; callers that wait for it ask twenty times a second."""
+    monkeypatch.setattr(decision, "IDENTITY_INTERVAL", 0.05)
     identity = UserAssigned("late")
 
     def arrive(reply: Reply) -> Steps:
@@ -453,50 +459,43 @@ def late(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> UserAssigned:
     return identity
 
 
-def test_wait_for_identity_asks_until_it_arrives(colour: Colour, imds: ImdsEmulator, late: UserAssigned) -> None:
-    """A new assignment takes minutes to arrive: a caller that was told to wait gets its token then."""
-    token = colour.ask(imds.endpoint, client_id=late.client_id, wait_for_identity=30, timeout=60)
+def test_wait_for_identity(flavor: Flavor, imds: ImdsEmulator, late: UserAssigned) -> None:
+    """With `wait_for_identity` a call gets its token when the assignment arrives."""
+    token = flavor.ask(imds.endpoint, client_id=late.client_id, wait_for_identity=30, timeout=60)
     assert token.token in imds.tokens
     imds.assert_requests(4, client_id=late.client_id)
 
 
-def test_a_forced_refresh_waits_for_an_identity_too(colour: Colour, imds: ImdsEmulator, late: UserAssigned) -> None:
-    """The limit of one forced refresh in 30 s is not held against the call that is still asking."""
-    credential = colour.ImdsCredential(
+def test_forced_wait_for_identity(flavor: Flavor, imds: ImdsEmulator, late: UserAssigned) -> None:
+    """The limit of one forced request in 30 s does not end a call that waits for its identity."""
+    credential = flavor.ImdsCredential(
         endpoint=imds.endpoint, client_id=late.client_id, wait_for_identity=30, timeout=60
     )
-    assert colour.run(credential.get_token(VAULT, force_refresh=True)).token in imds.tokens
+    assert flavor.run(credential.get_token(VAULT, force_refresh=True)).token in imds.tokens
 
 
-def test_wait_for_identity_ends_with_its_time(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The identity does not arrive: the error is that of the last answer, after about the time given."""
-    monkeypatch.setattr(_flight, "ASK_FOR_IDENTITY_EVERY", 0.1)
+def test_end_of_wait_for_identity(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the identity does not arrive the error is that of the last response."""
+    monkeypatch.setattr(decision, "IDENTITY_INTERVAL", 0.1)
     with pytest.raises(IdentityUnavailableError):
-        colour.ask(imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=0.5, timeout=60)
+        flavor.ask(imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=0.5, timeout=60)
     assert 3 <= len(imds.requests) <= 7
 
 
-def test_wait_for_identity_asks_every_five_seconds_and_at_the_end(
-    virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """What both colours wait between two questions, and when the last one is asked."""
-    configuration = SYNC.ImdsCredential(
+def test_pauses_of_wait_for_identity(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """There is one request every 5 s, and one at the end."""
+    options = SYNC.ImdsCredential(
         endpoint=imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=12, timeout=60
-    )._configuration
-    slot, pauses = configuration.slot((VAULT,)), list[float]()
+    )._options
+    entry, pauses = options.entry((VAULT,)), list[float]()
 
     def ask() -> None:
-        for flight, seconds in configuration.cache.steps(slot, configuration, forced=False):
-            if flight is None:
-                pauses.append(seconds)
-                virtual_time.skip(seconds)
+        for wait in options.cache.fill(entry, options, force_refresh=False):
+            if wait.request is None:
+                pauses.append(wait.seconds)
+                virtual_time.skip(wait.seconds)
             else:
-                until = time.monotonic() + 10
-                while not flight.landed:
-                    assert time.monotonic() < until, "it does not land"
-                    time.sleep(0.005)
+                wait.block()
 
     with pytest.raises(IdentityUnavailableError):
         ask()
@@ -505,16 +504,16 @@ def test_wait_for_identity_asks_every_five_seconds_and_at_the_end(
     imds.assert_requests(4)
 
 
-def test_other_errors_are_not_waited_for(colour: Colour, imds: ImdsEmulator) -> None:
-    """`wait_for_identity` waits for an identity and for nothing else."""
+def test_wait_for_identity_and_other_errors(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """`wait_for_identity` waits after "no such identity" and after no other error."""
     imds.script(faults.status(403))
     with pytest.raises(ImdsRequestError):
-        colour.ask(imds.endpoint, wait_for_identity=30)
+        flavor.ask(imds.endpoint, wait_for_identity=30)
     imds.assert_requests(1)
 
 
-def test_a_refused_bypass_is_asked_once_more_without(colour: Colour, imds: ImdsEmulator) -> None:
-    """IMDS's 400 for `bypass_cache` costs one request; the forced caller still gets a token."""
+def test_refused_bypass(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A 400 for `bypass_cache` is followed by one request without it; the forced caller gets a token."""
 
     def unsupported(reply: Reply) -> Steps:
         bypass = imds.requests[-1].param("bypass_cache")
@@ -522,16 +521,132 @@ def test_a_refused_bypass_is_asked_once_more_without(colour: Colour, imds: ImdsE
         yield from (faults.status(400, refusal) if bypass else faults.ok)(reply)
 
     imds.script(unsupported, seconds=math.inf)
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    assert colour.run(credential.get_token(VAULT, force_refresh=True)).token in imds.tokens
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    assert flavor.run(credential.get_token(VAULT, force_refresh=True)).token in imds.tokens
     imds.assert_requests(1, bypass_cache="true")
     imds.assert_requests(1, bypass_cache=None)
 
 
-def test_a_standing_400_ends_a_forced_call(colour: Colour, imds: ImdsEmulator) -> None:
-    """A 400 that has nothing to do with `bypass_cache` is told after one more look."""
+def test_standing_400(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A 400 that has nothing to do with `bypass_cache` ends a forced call after one more request."""
     imds.script(faults.status(400, "no"), seconds=math.inf)
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     with pytest.raises(ImdsRequestError):
-        colour.run(credential.get_token(VAULT, force_refresh=True))
+        flavor.run(credential.get_token(VAULT, force_refresh=True))
+    imds.assert_requests(2)
+
+
+def test_error_in_a_200(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A 200 with an error means what the error says, as if its status were 400."""
+    refusal = {"error": "invalid_request", "error_description": "Identity not found"}
+    imds.script(faults.status(200, refusal), seconds=math.inf)
+    with pytest.raises(IdentityUnavailableError) as caught:
+        flavor.ask(imds.endpoint)
+    assert (caught.value.status, caught.value.error_code) == (200, "invalid_request")
+    assert "200 invalid_request: Identity not found" in str(caught.value)
+    imds.assert_requests(1)
+
+
+@pytest.mark.parametrize("status", [403, 421])
+def test_guest_agent(status: int, flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal by the guest agent of the Metadata Security Protocol is told as such, where the agent is installed."""
+    imds.script(faults.status(status, headers=UNKNOWN_SERVER | {"Server": None}), seconds=math.inf)
+    with pytest.raises(ImdsUnavailableError):
+        flavor.ask(imds.endpoint)
+    monkeypatch.setattr(client, "has_proxy_agent", lambda: True)
+    with pytest.raises(ImdsRequestError, match=r"azure-proxy-agent") as caught:
+        flavor.ask(imds.endpoint)
+    assert caught.value.status == status
+    imds.assert_requests(2)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [((), False), (("/usr/sbin/azure-proxy-agent",), True), (("/etc/azure/proxy-agent.json",), True)],
+    ids=["none", "program", "configuration"],
+)
+def test_signs_of_the_guest_agent(files: tuple[str, ...], found: bool) -> None:
+    """The guest agent is known by its program or its configuration."""
+    assert has_proxy_agent(files.__contains__) is found
+
+
+def test_guest_agent_after_imds(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """The same refusal by an endpoint that was seen needs no sign of the agent."""
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    flavor.run(credential.get_token("https://management.azure.com"))
+    imds.script(faults.status(403, headers=UNKNOWN_SERVER | {"Server": None}), seconds=math.inf)
+    with pytest.raises(ImdsRequestError, match="Metadata Security Protocol"):
+        flavor.run(credential.get_token(VAULT))
+    imds.assert_requests(2)
+
+
+SHORTAGES = ["EMFILE", "ENFILE", "ENOBUFS", "EADDRNOTAVAIL", "ENOMEM"]
+
+
+@pytest.mark.parametrize("name", SHORTAGES)
+def test_shortage(
+    name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shortage of this machine is asked again like a transient failure, named, and never taken for absence."""
+    number = getattr(errno, name)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr("urllib3.util.connection.create_connection", refuse)
+        with pytest.raises(ImdsServiceError, match=f"this machine lacks what a connection needs.*{name}") as caught:
+            flavor.run(credential.get_token(VAULT))
+    assert (caught.value.attempts, len(virtual_time.slept)) == (6, 5)
+    assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
+    imds.assert_requests(1)
+
+
+def test_shortage_that_passes(
+    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller gets its token when descriptors are free again."""
+    connect, failures = urllib3.util.connection.create_connection, iter([errno.EMFILE, errno.ENOBUFS])
+
+    def refuse_twice(*arguments: Any, **keywords: Any) -> socket.socket:
+        number = next(failures, None)
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        return connect(*arguments, **keywords)
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", refuse_twice)
+    assert flavor.ask(imds.endpoint).token in imds.tokens
+    assert len(virtual_time.slept) == 2
+
+
+def test_client_request_id_without_response(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """Where there is no response the error has the ID that went out with the request."""
+    imds.script(faults.reset(), seconds=math.inf)
+    with pytest.raises(ImdsUnavailableError) as caught:
+        flavor.ask(imds.endpoint)
+    assert caught.value.request_id is None
+    assert caught.value.client_request_id
+    assert caught.value.client_request_id == imds.requests[0].header("x-ms-client-request-id")
+
+
+def test_require_system_assigned(flavor: Flavor) -> None:
+    """Without a selector IMDS chooses; `require_system_assigned` refuses a user-assigned identity."""
+    app = UserAssigned("app")
+    with ImdsEmulator(identities=[app]) as imds:
+        assert flavor.ask(imds.endpoint).token in imds.tokens
+        with pytest.raises(IdentityMismatchError) as caught:
+            flavor.ask(imds.endpoint, require_system_assigned=True)
+        assert app.resource_id.casefold() in str(caught.value).casefold()
+        assert caught.value.identity == "the machine's system-assigned identity"
+        assert "leave require_system_assigned out" in str(caught.value)
+        imds.assert_requests(2)
+
+
+def test_system_assigned(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """`require_system_assigned` takes the token of the system-assigned identity, and has its own place in the cache."""
+    first = flavor.ask(imds.endpoint, require_system_assigned=True)
+    assert flavor.ask(imds.endpoint, require_system_assigned=True).token == first.token
+    imds.assert_requests(1)
+    flavor.ask(imds.endpoint)
     imds.assert_requests(2)

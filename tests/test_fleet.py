@@ -1,4 +1,4 @@
-"""Many pods and machines in a simulated week, with the numbers of `_retry` and `_freshness` themselves."""
+"""Many pods, and machines over a week, in a simulation of the functions that retry and refresh."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LATENCY = fleet.LATENCIES[0]
 
 @pytest.fixture(scope="module")
 def simulated() -> dict[tuple[bool, str], dict[str, Any]]:
-    """All seeds of what is required, at the latency at which 20 a second is the limit that matters."""
+    """Return all seeds of the required cases, at the latency at which 20 a second is the limit that matters."""
     wanted = {
         (counted, case): number
         for number, (latency, counted, case) in enumerate(fleet.scenarios())
@@ -37,24 +37,22 @@ def simulated() -> dict[tuple[bool, str], dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", fleet.REQUIRED)
 @pytest.mark.parametrize("counted", [False, True], ids=["429 free", "429 counted"])
-def test_of_250_pods_none_fails(simulated: dict[tuple[bool, str], dict[str, Any]], counted: bool, case: str) -> None:
-    """In both models of the limit, with and without IMDS being away for 70 s, for each of 200 seeds."""
+def test_250_pods(simulated: dict[tuple[bool, str], dict[str, Any]], counted: bool, case: str) -> None:
+    """No pod of 250 fails, in both models of the limit, with and without 70 s of 410, for each of 200 seeds."""
     assert simulated[counted, case]["failures_most"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", fleet.REQUIRED)
-def test_250_pods_take_at_most_two_and_a_half_times_the_optimum(
-    simulated: dict[tuple[bool, str], dict[str, Any]], case: str
-) -> None:
-    """The optimum is 20 tokens a second from the first start, or from the end of the window, on; 50 ms per answer."""
+def test_time_of_250_pods(simulated: dict[tuple[bool, str], dict[str, Any]], case: str) -> None:
+    """250 pods take at most 2.5 times the optimum: 20 tokens a second from the first start or the end of the 410s."""
     assert simulated[False, case]["optimum"] == pytest.approx(12.5 + fleet.CASES[case][0])
     assert simulated[False, case]["times_optimum"] <= 2.5
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["429 free", "429 counted"])
-def test_32_processes_ask_at_most_65_times(counted: bool) -> None:
-    """A herd as dense as no real one: nobody fails, at most 2.5 times N/20 s, at most 65 requests."""
+def test_32_processes(counted: bool) -> None:
+    """Of 32 processes that start at once none fails; they take at most 2.5 times N/20 s and 65 requests."""
     for seed in range(50):
         herd = pods.pods(pods.OURS, 32, seed, latency=0.02, counted=counted)
         assert herd.failures == 0
@@ -62,27 +60,27 @@ def test_32_processes_ask_at_most_65_times(counted: bool) -> None:
         assert len(herd.requests) <= 65
 
 
-def test_a_policy_without_jitter_fails_here() -> None:
-    """The simulation can say no: pods that wait the same times stay together, and most of them go without."""
+def test_policies_without_jitter() -> None:
+    """The simulation can fail: pods that wait the same times stay together, and most of them get no token."""
     assert pods.pods(pods.IDENTITY, 250, 0, latency=LATENCY).failures > 100
     assert pods.pods(pods.MSAL, 32, 0, latency=LATENCY).failures == 27
 
 
 @pytest.mark.parametrize(("count", "latency", "best"), [(250, 0.05, 12.5), (250, 1.0, 50.0), (20, 0.5, 2.0)])
-def test_the_optimum_is_20_a_second_or_5_at_once(count: int, latency: float, best: float) -> None:
-    """At 1 s per answer, 5 at once means N/5."""
+def test_optimum(count: int, latency: float, best: float) -> None:
+    """The optimum is 20 a second or 5 at once: N/5 seconds at 1 s per response."""
     assert pods.optimum(count, latency) == best
 
 
-def test_no_order_of_requests_beats_the_optimum() -> None:
+def test_optimum_is_a_bound() -> None:
     """The simulated IMDS serves no more than its limits allow."""
     for seed in range(5):
         for latency in (0.05, 1.0):
             assert pods.pods(pods.OURS, 100, seed, latency=latency).last >= pods.optimum(100, latency) - 1
 
 
-def test_machines_that_start_together_drift_apart() -> None:
-    """Refresh times of a fleet that was deployed at once spread, where those at a fixed half-life stay a herd."""
+def test_drift() -> None:
+    """Refreshes of machines that start together spread; at a fixed half of the life they stay together."""
     calm, herd = (pods.week(policy, 60, 1, days=5) for policy in (pods.OURS, pods.IDENTITY))
     assert calm.without == herd.without == 0
     assert 3 * calm.peak < herd.peak
@@ -90,15 +88,15 @@ def test_machines_that_start_together_drift_apart() -> None:
     assert busy[1] > 1.2 * busy[0], "the same number of requests, in ever more minutes of the day"
 
 
-def test_a_week_counts_who_was_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IMDS away for longer than a token lives is felt and counted; away for a minute, it is not felt."""
+def test_week(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines are without a token where IMDS is away for longer than one lives, and never for a minute."""
     assert pods.week(pods.OURS, 3, 2).without == 0
     monkeypatch.setattr(pods, "GONE_SECONDS", 2 * pods.DAY)
     assert pods.week(pods.OURS, 3, 2).without > 0
 
 
-def test_pictures_are_well_formed(tmp_path: Path) -> None:
-    """Each picture is XML that a browser takes, with a title, its curves, and no point outside."""
+def test_pictures(tmp_path: Path) -> None:
+    """Each picture is well-formed XML with a title, curves, and no point outside."""
     rows = [{"processes": n, "slowest_from_first_request": n / 10, "failures": 3} for n in (8, 64)]
     rand = Random(1).random
     results = {
@@ -118,8 +116,8 @@ def test_pictures_are_well_formed(tmp_path: Path) -> None:
                 assert curves.TOP - 0.1 <= down <= curves.HEIGHT - curves.BOTTOM
 
 
-def test_ticks_are_round_and_few() -> None:
-    """Axes have three to seven marks from 0 on, whatever is drawn."""
+def test_ticks() -> None:
+    """Axes have three to seven marks from 0 on."""
     for highest in (0.7, 1, 3.3, 20, 63, 100, 499, 10_000):
         marks = curves.ticks(highest)
         assert marks[0] == 0

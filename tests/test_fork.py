@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour
+from flavors import VAULT, Flavor
 
 from azure_imds_credential import ImdsCredential, _fork
-from azure_imds_credential._claims import claims_of
+from azure_imds_credential._endpoint import MAX_PER_WINDOW
+from azure_imds_credential._jwt import claims_of
 from azure_imds_credential.testing import ImdsEmulator, faults
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -52,14 +53,14 @@ def _in_child(work: Callable[[], Any], timeout: float = 30.0) -> Any:
         child.join()
 
 
-def test_a_child_keeps_the_tokens_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_child_keeps_the_tokens_of_its_parent(flavor: Flavor, imds: ImdsEmulator) -> None:
     """No request: a token is valid for the machine, not for a process."""
-    token = colour.ask(imds.endpoint).token
-    assert _in_child(lambda: colour.ask(imds.endpoint).token) == token
+    token = flavor.ask(imds.endpoint).token
+    assert _in_child(lambda: flavor.ask(imds.endpoint).token) == token
     imds.assert_requests(1)
 
 
-def test_48_children_get_the_tokens_that_they_asked_for(imds: ImdsEmulator) -> None:
+def test_48_children_get_their_own_tokens(imds: ImdsEmulator) -> None:
     """After one request of the parent, each asks for one of eight resources, all at once: 48 are right."""
     credential = ImdsCredential(endpoint=imds.endpoint)
     credential.get_token("https://parent.example/.default")
@@ -92,15 +93,15 @@ def test_48_children_get_the_tokens_that_they_asked_for(imds: ImdsEmulator) -> N
     assert said == ["right"] * CHILDREN
 
 
-def test_a_child_does_not_wait_for_a_request_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_child_sends_its_own_request(flavor: Flavor, imds: ImdsEmulator) -> None:
     """The parent's request hangs; it ends in the parent alone, so the child sends its own."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
-    thread = threading.Thread(target=colour.ask, args=(imds.endpoint,))
+    thread = threading.Thread(target=flavor.ask, args=(imds.endpoint,))
     thread.start()
     try:
         imds.wait_for_requests(1)
-        assert _in_child(lambda: colour.ask(imds.endpoint).token)
+        assert _in_child(lambda: flavor.ask(imds.endpoint).token)
         imds.assert_requests(2)
     finally:
         answer.set()
@@ -173,7 +174,7 @@ print(json.dumps([half_done, said]))
 """
 
 
-def test_a_fork_in_the_middle_of_the_import_of_msal_does_no_harm(imds: ImdsEmulator) -> None:
+def test_a_fork_during_the_import_of_msal(imds: ImdsEmulator) -> None:
     """At six moments of the import: the child gets its token every time."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_DURING_IMPORT]
     results = [
@@ -226,16 +227,16 @@ def test_a_fork_waits_for_what_is_being_loaded(imds: ImdsEmulator, module: str) 
     assert done.stdout == "token\n"
 
 
-def test_a_child_does_not_wait_for_a_forced_request_of_its_parent(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_child_sends_its_own_forced_request(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A forced refresh of the parent hangs; the child that forces one sends its own."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
-    credential = colour.ImdsCredential(endpoint=imds.endpoint, timeout=10)
-    thread = threading.Thread(target=lambda: colour.run(credential.get_token(VAULT, force_refresh=True)))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, timeout=10)
+    thread = threading.Thread(target=lambda: flavor.run(credential.get_token(VAULT, force_refresh=True)))
     thread.start()
     try:
         imds.wait_for_requests(1)
-        assert _in_child(lambda: colour.run(credential.get_token(VAULT, force_refresh=True)).token)
+        assert _in_child(lambda: flavor.run(credential.get_token(VAULT, force_refresh=True)).token)
         imds.assert_requests(2, bypass_cache="true")
     finally:
         answer.set()
@@ -243,64 +244,26 @@ def test_a_child_does_not_wait_for_a_forced_request_of_its_parent(colour: Colour
 
 
 @pytest.mark.usefixtures("_silent")
-def test_a_private_cache_begins_anew_in_a_child_too(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_private_cache_is_reset_in_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A lock that is held at the fork, and turns that the parent takes: the child of any cache has its own."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint, timeout=5, retry_total=0)
-    colour.run(credential.get_token(VAULT))
-    gate = credential._slots[VAULT].endpoint.gate
-    gate.starts.extend([float("inf")] * 20)  # as if the parent had asked until the end of time
-    gate.inside[0] = None
-    with credential._configuration.cache._lock, gate.pace:
-        in_child = _in_child(lambda: (colour.run(credential.get_token("https://other.example")), gate.inside))
-    gate.begin_anew()
-    token, inside = in_child
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, timeout=5, retry_total=0)
+    flavor.run(credential.get_token(VAULT))
+    limiter = credential._entries[(VAULT,)].endpoint.limiter
+    limiter.recent.extend([float("inf")] * MAX_PER_WINDOW)  # as if the parent asked for ever
+    with credential._options.cache._lock, limiter._lock:
+        token, active = _in_child(
+            lambda: (flavor.run(credential.get_token("https://other.example")), len(limiter.active))
+        )
+    limiter.reset()
     assert token.token in imds.tokens
-    assert not inside
+    assert active == 0
 
 
-def test_a_cache_that_nobody_uses_is_not_kept_for_the_next_fork() -> None:
+def test_an_unused_cache_is_not_kept() -> None:
     """Credentials with options come and go: each one's cache goes with it."""
     credential = ImdsCredential(retry_total=0)
-    cache = weakref.ref(credential._configuration.cache)
+    cache = weakref.ref(credential._options.cache)
     assert cache() in _fork._caches
     del credential
     gc.collect()
     assert cache() is None
-
-
-@pytest.mark.parametrize("program", ["nothing", "turns it off", "sets thresholds", "froze objects"])
-def test_the_collector_is_left_as_the_program_wants_it(program: str) -> None:
-    """Rare while much is imported, and then as before; what the program says of it meanwhile, or said before, holds."""
-    before = gc.get_threshold()
-    try:
-        if program == "froze objects":
-            gc.freeze()
-        frozen = gc.get_freeze_count()
-        with _fork.rare_collections():
-            assert gc.isenabled()
-            assert gc.get_threshold() == (_fork.MANY, *before[1:])
-            if program == "turns it off":
-                gc.disable()
-            if program == "sets thresholds":
-                gc.set_threshold(5000)
-        assert gc.isenabled() is (program != "turns it off")
-        assert gc.get_threshold()[0] == (5000 if program == "sets thresholds" else before[0])
-        assert gc.get_freeze_count() >= frozen // 2
-        assert (gc.get_freeze_count() > 0) is (program == "froze objects")
-    finally:
-        gc.unfreeze()
-        gc.enable()
-        gc.set_threshold(*before)
-
-
-@pytest.mark.parametrize("thresholds", [(0, 10, 10), (10**6, 10, 10)], ids=str)
-def test_a_collector_that_is_rare_already_is_not_touched(thresholds: tuple[int, int, int]) -> None:
-    """A program that switched it off by its thresholds, or made it rarer still, keeps that."""
-    before = gc.get_threshold()
-    try:
-        gc.set_threshold(*thresholds)
-        with _fork.rare_collections():
-            assert gc.get_threshold() == thresholds
-        assert gc.get_threshold() == thresholds
-    finally:
-        gc.set_threshold(*before)

@@ -1,6 +1,6 @@
 """Hypothesis over what servers may answer and callers may pass: documented errors only, no hang, no wrong token.
 
-FUZZ=20 in the environment looks twenty times as long.
+FUZZ=20 in the environment tries twenty times as many examples.
 """
 
 from __future__ import annotations
@@ -18,19 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, VirtualTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from azure_imds_credential import ImdsError
-from azure_imds_credential._answer import EXCERPT_LIMIT, Reply, Silence, judge
-from azure_imds_credential._freshness import LONGEST_LIFE
-from azure_imds_credential._identity import identity_from
-from azure_imds_credential._retry import Retry, next_delay
+from azure_imds_credential._identity import Identity
+from azure_imds_credential._imds.response import (
+    BROKEN_BODY,
+    EXCERPT_LIMIT,
+    LARGE_BODY,
+    NoResponse,
+    Response,
+    Situation,
+    Verdict,
+    judge,
+)
+from azure_imds_credential._imds.retry import Retry, next_delay
+from azure_imds_credential._jwt import MAX_LIFE
 from azure_imds_credential._whoami import identity_info
 from azure_imds_credential.testing import ImdsEmulator
-from azure_imds_credential.testing.faults import End, Steps
-from azure_imds_credential.testing.faults import Reply as WireReply
+from azure_imds_credential.testing.faults import End, Reply, Steps
 
 TIMES = int(os.environ.get("FUZZ", "1"))
 
@@ -75,49 +83,58 @@ headers = st.dictionaries(
     | st.sampled_from(["IMDS/1", "Mon, 21 Sep 2026 14:13:20 GMT", "5", "86400", "Mon, 21 Sep 2026 14:13:20", "0" * 50]),
     max_size=5,
 )
-replies = st.builds(Reply, st.integers(100, 999), headers, bodies, st.sampled_from(["", "the answer broke off"]))
+responses = st.builds(Response, st.integers(100, 999), headers, bodies, st.sampled_from(["", BROKEN_BODY, LARGE_BODY]))
+failures = st.builds(NoResponse, st.just("connecting failed"), *[st.booleans()] * (len(NoResponse._fields) - 1))
+situations = st.builds(Situation, *[st.booleans()] * len(Situation._fields))
 identities = st.sampled_from(
     [
-        identity_from(client_id=None, object_id=None, resource_id=None),
-        identity_from(client_id="6a7b8c9d-0000-4000-8000-00000000abcd", object_id=None, resource_id=None),
-        identity_from(client_id=None, object_id="x", resource_id=None),
-        identity_from(client_id=None, object_id=None, resource_id="/subscriptions/x"),
+        Identity(),
+        Identity(must_be_system_assigned=True),
+        Identity("client_id", "6a7b8c9d-0000-4000-8000-00000000abcd"),
+        Identity("object_id", "x"),
+        Identity("resource_id", "/subscriptions/x"),
     ]
 )
 
 
 @settings(max_examples=300 * TIMES, deadline=None)
 @given(
-    reply=replies | st.builds(Silence, st.just("connecting failed"), st.booleans()),
+    came_back=responses | failures,
     identity=identities,
-    seen=st.booleans(),
+    situation=situations,
     now=st.floats(0, 1e11),
 )
-def test_every_answer_is_judged(reply: Reply | Silence, identity: Any, seen: bool, now: float) -> None:
-    """Judging never fails, and a token is only what a 200 with a usable life and no other owner brought."""
-    verdict = judge(reply, identity, VAULT, seen=seen, now=now)
+def test_every_response_is_judged(
+    came_back: Response | NoResponse, identity: Identity, situation: Situation, now: float
+) -> None:
+    """Judging never fails, and a token comes only from a 200 with a usable life and no other identity or resource."""
+    verdict = judge(came_back, identity, VAULT, situation, now)
     assert (verdict.error is None) == bool(verdict.access_token)
-    for shown in (verdict.description, verdict.code, verdict.excerpt, verdict.request_id):
+    for shown in (verdict.description, verdict.code, verdict.excerpt, verdict.request_id, verdict.client_id):
         assert shown is None or (len(shown) <= EXCERPT_LIMIT and shown.isprintable())
-    assert verdict.came_back.isprintable()
+    assert verdict.reason.isprintable()
     assert verdict.retry_after is None or 0 <= verdict.retry_after < math.inf
     if verdict.error is None:
-        assert isinstance(reply, Reply)
-        assert reply.status == 200
-        assert reply.body is not None
-        document = json.loads(reply.body.decode("utf-8-sig"))
-        assert document["access_token"] == verdict.access_token
-        assert 0 < verdict.life <= LONGEST_LIFE
-        assert (
-            document.get("resource") in (VAULT, VAULT + "/")
-            or not isinstance(document.get("resource"), str)
-            or not (document["resource"])
-        )
-        if identity.kind == "client_id" and isinstance(document.get("client_id"), str) and document["client_id"]:
-            assert document["client_id"].lower() == identity.value
-    elif isinstance(reply, Reply):
-        assert verdict.status == reply.status
-        assert not verdict.absent
+        assert isinstance(came_back, Response)
+        check_token(verdict, came_back, identity)
+    elif isinstance(came_back, Response):
+        assert verdict.status == came_back.status
+        assert not verdict.is_absent
+        assert not (verdict.refused_by_agent and came_back.body)
+
+
+def check_token(verdict: Verdict, response: Response, identity: Identity) -> None:
+    """Assert what every token promises."""
+    assert response.status == 200
+    assert response.body is not None
+    document = json.loads(response.body.decode("utf-8-sig"))
+    assert document["access_token"] == verdict.access_token
+    assert 0 < verdict.life <= MAX_LIFE
+    resource, client_id = document.get("resource"), document.get("client_id")
+    assert resource in (VAULT, VAULT + "/") or not isinstance(resource, str) or not resource
+    if identity.kind == "client_id" and isinstance(client_id, str) and client_id:
+        assert client_id.lower().removesuffix("/") == identity.value
+    assert not identity.must_be_system_assigned, "no token here has a claim xms_mirid"
 
 
 @settings(max_examples=200 * TIMES, deadline=None)
@@ -128,9 +145,7 @@ def test_every_answer_is_judged(reply: Reply | Silence, identity: Any, seen: boo
     retry_after=st.none() | st.floats(0, 1e18),
     draw=st.floats(0, 1, exclude_max=True),
 )
-def test_every_wait_is_finite_and_keeps_to_its_window(
-    retry: Retry, done: int, elapsed: float, retry_after: float | None, draw: float
-) -> None:
+def test_every_wait_is_finite(retry: Retry, done: int, elapsed: float, retry_after: float | None, draw: float) -> None:
     """No wait is negative or endless, begins before Retry-After, or ends outside its window."""
     delay = next_delay(retry, done, elapsed, retry_after, lambda: draw)
     if delay is None:
@@ -147,8 +162,8 @@ def test_every_wait_is_finite_and_keeps_to_its_window(
 @given(
     st.text(max_size=60) | st.dictionaries(st.sampled_from(["exp", "iat", "oid", "appid"]), json_values).map(json.dumps)
 )
-def test_any_token_can_be_explained(text: str) -> None:
-    """Tokens are opaque: whatever stands in them, whoami answers."""
+def test_any_token_is_decoded(text: str) -> None:
+    """Tokens are opaque: whoami takes any text."""
     import base64
 
     for token in (text, f"{text}.{text}.{text}", f"e30.{base64.urlsafe_b64encode(text.encode()).decode()}.x"):
@@ -189,20 +204,20 @@ wire_heads = st.one_of(
 
 # urllib3 leaves a socket to the garbage collector when two Content-Length headers differ.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_every_stream_of_bytes_is_survived(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """Over a real socket: a token that was really sent with a 200, or an error of ours; never a hang."""
+def test_every_stream_of_bytes(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """Over a real socket: a token that was sent with a 200, or an error of ours; never a hang."""
 
     @settings(max_examples=60 * TIMES, deadline=None)
     @given(head=wire_heads, body=bodies.filter(lambda body: body is not None), keep_open=st.booleans())
     def survives(head: bytes, body: bytes, keep_open: bool) -> None:
-        def wire(_reply: WireReply) -> Steps:
+        def wire(_reply: Reply) -> Steps:
             yield head + b"\r\n" + body
             yield 0.02 if keep_open else End.CLOSE
 
         imds.clear_faults()
         imds.script(wire, seconds=math.inf)
         with contextlib.suppress(ImdsError):
-            token = colour.ask(imds.endpoint, read_timeout=0.05, timeout=20).token
+            token = flavor.ask(imds.endpoint, read_timeout=0.05, timeout=20).token
             assert token.encode() in body
             assert head.startswith(b"HTTP/1.1 200")
 
@@ -232,7 +247,16 @@ arguments = st.fixed_dictionaries(
     {"endpoint": endpoints},
     optional={
         **dict.fromkeys(
-            ("client_id", "object_id", "resource_id", "timeout", "wait_for_identity", "shared_cache"), anything
+            (
+                "client_id",
+                "object_id",
+                "resource_id",
+                "timeout",
+                "wait_for_identity",
+                "shared_cache",
+                "require_system_assigned",
+            ),
+            anything,
         ),
         **dict.fromkeys(
             ("retry_total", "connection_timeout", "read_timeout", "user_agent", "logging_enable"), anything
@@ -242,14 +266,14 @@ arguments = st.fixed_dictionaries(
 )
 
 
-def test_every_argument_is_taken_or_refused(colour: Colour) -> None:
+def test_every_argument_is_taken_or_refused(flavor: Flavor) -> None:
     """A constructor raises TypeError or ValueError, or makes a credential that prints, copies and pickles."""
 
     @settings(max_examples=200 * TIMES, deadline=None)
     @given(arguments)
     def taken_or_refused(given_arguments: dict[str, Any]) -> None:
         try:
-            credential = colour.ImdsCredential(**given_arguments)
+            credential = flavor.ImdsCredential(**given_arguments)
         except (TypeError, ValueError):
             return
         again = pickle.loads(pickle.dumps(credential))
@@ -260,10 +284,10 @@ def test_every_argument_is_taken_or_refused(colour: Colour) -> None:
 
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
 def test_every_scope_is_asked_for_or_refused(
-    method: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
+    method: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
 ) -> None:
     """A scope gives the token of its resource, or TypeError or ValueError, or an error of ours."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     scopes = anything | st.text(max_size=30).map(lambda text: f"https://{text}/.default")
 
     @settings(max_examples=60 * TIMES, deadline=None)
@@ -271,7 +295,7 @@ def test_every_scope_is_asked_for_or_refused(
     def asked_or_refused(given_scopes: list[Any]) -> None:
         imds.clear_requests()
         try:
-            token = colour.run(getattr(credential, method)(*given_scopes)).token
+            token = flavor.run(getattr(credential, method)(*given_scopes)).token
         except (TypeError, ValueError):
             imds.assert_requests(0)
         except ImdsError:
@@ -285,9 +309,9 @@ def test_every_scope_is_asked_for_or_refused(
 
 
 @pytest.mark.skipif(not find_spec("atheris"), reason="atheris is not installed: `make fuzz` does it")
-def test_coverage_guided_fuzzing_finds_nothing(tmp_path: Path) -> None:
-    """A bounded run of atheris over the answer parser ends without a finding."""
-    script = Path(__file__).parent / "fuzz_answers.py"
+def test_coverage_guided(tmp_path: Path) -> None:
+    """A bounded run of atheris over `judge` ends without a finding."""
+    script = Path(__file__).parent / "fuzz_responses.py"
     run = subprocess.run(
         [
             sys.executable,

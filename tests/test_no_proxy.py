@@ -1,4 +1,4 @@
-"""Nothing between us and the link-local address has a say: proxies, .netrc, CA bundles, redirects, user sessions."""
+"""Proxies, .netrc, CA bundles, redirects and settings of a user's session do not apply to requests to IMDS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import requests
 import trustme
 from azure.core.pipeline.transport import RequestsTransport
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, VirtualTime
 from tcp import Listener, listening, record
 
 from azure_imds_credential import ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -24,7 +24,7 @@ SPELLINGS = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROX
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    """A proxy that notes what reaches it, named by every variable."""
+    """A proxy that records what reaches it, named by every variable."""
     with listening(record) as server:
         for name in SPELLINGS:
             monkeypatch.setenv(name, server.url)
@@ -32,7 +32,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
 
 
 def session(**settings: Any) -> requests.Session:
-    """A user's own session."""
+    """Return a session of a user."""
     made = requests.Session()
     for name, value in settings.items():
         setattr(made, name, value)
@@ -40,7 +40,7 @@ def session(**settings: Any) -> requests.Session:
 
 
 def proxied(url: str) -> dict[str, str]:
-    """Every key under which requests looks for a proxy."""
+    """Return a proxy under every key that requests looks at."""
     keys = ("http", "https", "all", "http://127.0.0.1", "https://127.0.0.1", "all://127.0.0.1")
     return dict.fromkeys(keys, url)
 
@@ -55,8 +55,8 @@ TRANSPORTS: dict[str, Callable[[str], RequestsTransport | None]] = {
 }
 
 
-def test_the_proxy_would_be_used(proxy: Listener, imds: ImdsEmulator) -> None:
-    """Other clients do send this request to the proxy: what follows can fail."""
+def test_proxy_of_other_clients(proxy: Listener, imds: ImdsEmulator) -> None:
+    """Other clients send this request to the proxy, so the tests below can fail."""
     requests.get(f"{imds.endpoint}/metadata/identity/oauth2/token", timeout=5)
     session_of_a_user = session(proxies=proxied(proxy.url), trust_env=False)
     session_of_a_user.get(f"{imds.endpoint}/metadata/identity/oauth2/token", timeout=5)
@@ -66,10 +66,10 @@ def test_the_proxy_would_be_used(proxy: Listener, imds: ImdsEmulator) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_no_proxy_sees_the_request(transport: str, colour: Colour, proxy: Listener, imds: ImdsEmulator) -> None:
-    """All spellings at once, and a user's own transport and session: nothing reaches the proxy."""
+def test_no_proxy(transport: str, flavor: Flavor, proxy: Listener, imds: ImdsEmulator) -> None:
+    """Nothing reaches a proxy, whatever the environment and the user's session say."""
     own = TRANSPORTS[transport](proxy.url)
-    assert colour.ask(imds.endpoint, transport=own).token in imds.tokens
+    assert flavor.ask(imds.endpoint, transport=own).token in imds.tokens
     assert proxy.accepted == 0
     imds.assert_requests(1)
     if own is not None:
@@ -77,58 +77,56 @@ def test_no_proxy_sees_the_request(transport: str, colour: Colour, proxy: Listen
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_no_spelling_alone_is_heard(
-    name: str, colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One variable without the others changes nothing either."""
+def test_each_variable(name: str, flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable for a proxy counts, also without the others."""
     with listening(record) as server:
         monkeypatch.setenv(name, server.url)
-        colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
         assert server.accepted == 0
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_no_retry_goes_through_a_proxy(
-    transport: str, colour: Colour, proxy: Listener, imds: ImdsEmulator, virtual_time: VirtualTime
+def test_no_proxy_for_retries(
+    transport: str, flavor: Flavor, proxy: Listener, imds: ImdsEmulator, virtual_time: VirtualTime
 ) -> None:
-    """A refused connection or an error is no reason to try another way."""
+    """A retry goes through no proxy either."""
     own = TRANSPORTS[transport](proxy.url)
     imds.script(faults.status(503), faults.reset(), faults.throttled())
-    credential = colour.ImdsCredential(endpoint=imds.endpoint, transport=own)
-    colour.run(credential.get_token(VAULT))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, transport=own)
+    flavor.run(credential.get_token(VAULT))
     with imds.down(), pytest.raises(ImdsError):
-        colour.run(credential.get_token("https://management.azure.com"))
+        flavor.run(credential.get_token("https://management.azure.com"))
     assert proxy.accepted == 0
     if own is not None:
         own.close()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_netrc_is_not_read(
-    transport: str, colour: Colour, imds: ImdsEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_netrc(
+    transport: str, flavor: Flavor, imds: ImdsEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No user name and password for this host, nor those of a user's session, are sent along."""
+    """No user name and password of `.netrc` or of the user's session are sent."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login user password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
     requests.get(imds.endpoint, timeout=5)
     assert imds.requests[0].header("Authorization")  # other clients do send it
     own = TRANSPORTS[transport]("http://127.0.0.1:9")
-    colour.ask(imds.endpoint, transport=own)
+    flavor.ask(imds.endpoint, transport=own)
     assert imds.token_requests[0].header("Authorization") is None
     if own is not None:
         own.close()
 
 
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_a_ca_bundle_of_the_environment_changes_nothing(
-    name: str, colour: Colour, imds: ImdsEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ca_bundle(
+    name: str, flavor: Flavor, imds: ImdsEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a bundle that is missing, nor one that would make a stranger trusted."""
+    """A CA bundle of the environment does not count, whether it is missing or would make a server trusted."""
     for other in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, str(tmp_path / "missing.pem"))
-    assert colour.ask(imds.endpoint).token in imds.tokens
+    assert flavor.ask(imds.endpoint).token in imds.tokens
 
     authority = trustme.CA()
     bundle = tmp_path / "bundle.pem"
@@ -137,7 +135,7 @@ def test_a_ca_bundle_of_the_environment_changes_nothing(
     with tls_server(authority) as url:
         assert requests.get(url, timeout=5).status_code == 200  # other clients do trust it
         with pytest.raises(ImdsUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
-            colour.ask(url)
+            flavor.ask(url)
 
 
 class tls_server:  # noqa: N801 # used like a function
@@ -154,11 +152,11 @@ class tls_server:  # noqa: N801 # used like a function
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         class Quiet(http.server.ThreadingHTTPServer):
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that turns away is what is tested."""
+                """Print nothing: the client refuses the certificate."""
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -176,9 +174,9 @@ class tls_server:  # noqa: N801 # used like a function
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_no_redirect_is_followed(transport: str, code: int, imds: ImdsEmulator) -> None:
-    """The request, with what it tells, goes nowhere else, and a token that comes with a redirect is not taken."""
-    from colours import SYNC
+def test_redirect(transport: str, code: int, imds: ImdsEmulator) -> None:
+    """No redirect is followed, and a token that comes with one is not taken."""
+    from flavors import SYNC
 
     with listening(record) as elsewhere:
 
@@ -197,46 +195,44 @@ def test_no_redirect_is_followed(transport: str, code: int, imds: ImdsEmulator) 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("location", ["http://[", "\xe9\xff", "//"])
-def test_a_redirect_to_no_url_is_told_like_any(
-    transport: str, location: str, colour: Colour, imds: ImdsEmulator
-) -> None:
-    """Nobody looks where it points, so nobody stumbles over it, with a user's own transport either."""
+def test_redirect_to_no_url(transport: str, location: str, flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A redirect whose target is no URL is an error like any other redirect, also with a user's transport."""
     imds.script(faults.redirect(location))
     own = TRANSPORTS[transport]("http://127.0.0.1:9")
     with pytest.raises(ImdsServiceError, match="307"):
-        colour.ask(imds.endpoint, transport=own)
+        flavor.ask(imds.endpoint, transport=own)
     if own is not None:
         own.close()
 
 
-def test_a_users_transport_is_neither_opened_nor_closed(colour: Colour, imds: ImdsEmulator) -> None:
-    """It serves before and after; its session stays its own."""
+def test_transport_of_a_user(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A user's transport is neither opened nor closed."""
     mine = session()
     transport = RequestsTransport(session=mine, session_owner=True)
-    first = colour.ask(imds.endpoint, transport=transport)
-    second = colour.ask(imds.endpoint, transport=transport)
+    first = flavor.ask(imds.endpoint, transport=transport)
+    second = flavor.ask(imds.endpoint, transport=transport)
     assert transport.session is mine
     assert first.token == second.token
     imds.assert_requests(2)
     transport.close()
 
 
-def test_a_half_read_answer_does_not_keep_a_users_connection(colour: Colour, imds: ImdsEmulator) -> None:
-    """What is not read to its end is closed, so that a pool of one connection still serves the next request."""
+def test_connection_of_a_user(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A response that is not read to its end is closed, so that a pool of one connection serves the next request."""
     mine = session()
     mine.mount("http://", requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=1, pool_block=True))
     transport = RequestsTransport(session=mine, session_owner=False)
     imds.script(faults.html(200, "x" * (2 << 20)))
     with pytest.raises(ImdsUnavailableError, match="more than"):
-        colour.ask(imds.endpoint, transport=transport)
-    assert colour.ask(imds.endpoint, transport=transport, timeout=10).token in imds.tokens
+        flavor.ask(imds.endpoint, transport=transport)
+    assert flavor.ask(imds.endpoint, transport=transport, timeout=10).token in imds.tokens
     mine.close()
 
 
-def test_no_cookie_of_an_answer_comes_back(colour: Colour, imds: ImdsEmulator) -> None:
-    """What a server sets in one exchange is not sent in the next."""
+def test_no_cookie(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A cookie that a server sets is not sent with the next request."""
     imds.script(faults.status(400, headers={"Set-Cookie": "a=b; Path=/"}))
     with pytest.raises(ImdsError):
-        colour.ask(imds.endpoint)
-    colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
+    flavor.ask(imds.endpoint)
     assert [request.header("Cookie") for request in imds.requests] == [None, None]

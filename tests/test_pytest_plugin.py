@@ -379,7 +379,7 @@ def test_the_real_shared_cache_is_left_alone(run: Any, monkeypatch: pytest.Monke
                 import subprocess, sys
                 import pytest
                 from azure_imds_credential import ImdsCredential
-                from azure_imds_credential._memory_files import empty_folders
+                from azure_imds_credential._shared.memory_files import empty_folders
 
                 SCOPE = "https://vault.azure.net/.default"
                 CODE = "from azure_imds_credential import ImdsCredential as C; import sys; "

@@ -1,6 +1,6 @@
-"""No token in anything that is said: every known leak, opened on purpose.
+"""No token is in any log line, error, repr or pickle: every known leak, opened on purpose.
 
-`leaks.py` searches what the whole suite says in the same way; here are the answers that make others talk.
+`leaks.py` searches the output of the whole suite in the same way. Here are the responses that other libraries quote.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import azure.core.credentials
 import pytest
 import requests
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, VirtualTime
 from leaks import DUMMY, monitor
 
 from azure_imds_credential import ImdsError
@@ -70,7 +70,7 @@ def cut_short(reply: Reply) -> Steps:
 
 
 def echoed(**members: str) -> Fault:
-    """The token once more, where something else belongs."""
+    """Return a fault that repeats the token in other members."""
 
     def echo(reply: Reply) -> Steps:
         document = json.loads(reply.body)
@@ -82,7 +82,7 @@ def echoed(**members: str) -> Fault:
 
 
 def as_an_error(code: int, **headers: str | None) -> Fault:
-    """An error whose words are the token."""
+    """Return an error whose words are the token."""
 
     def error(reply: Reply) -> Steps:
         token = json.loads(reply.body)["access_token"]
@@ -93,7 +93,7 @@ def as_an_error(code: int, **headers: str | None) -> Fault:
 
 
 def on_a_page(reply: Reply) -> Steps:
-    """A proxy that shows what it was to carry."""
+    """A proxy that shows the body that it should carry."""
     page = f"<pre>{reply.body.decode()}</pre>"
     yield from faults.html(200, page)(reply)
 
@@ -113,46 +113,44 @@ LEAKY: dict[str, Fault] = {
     "with a 403": lambda reply: faults.status(403, reply.body)(reply),
     "on a page": on_a_page,
     "as an error": as_an_error(400),
-    "as an error of a stranger": as_an_error(403, Server=None),
+    "as an error of an unknown server": as_an_error(403, Server=None),
     "as a throttling": as_an_error(429),
     "as the resource": echoed(resource="{}"),
     "as the client": echoed(client_id="{}"),
-    "as the expiry": echoed(expires_in="{}"),
+    "as the expiry": echoed(expires_in="{}", expires_on="{}"),
     "with a line break": echoed(access_token="{}\r\n"),
     "with a space": echoed(access_token="{} "),
 }
 
 
 @pytest.mark.parametrize("name", LEAKY)
-def test_no_answer_makes_us_say_its_token(
-    name: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """Wherever a server puts the token, it is in no record, error, traceback, repr or pickle."""
+def test_no_leak(name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """Wherever a server puts the token, it is in no log record, error, traceback, repr or pickle."""
     app = UserAssigned("app")
     imds.assign(app)
     imds.script(LEAKY[name], seconds=math.inf)
     with pytest.raises(ImdsError) as caught:
-        colour.ask(imds.endpoint, client_id=app.client_id, logging_enable=True)
+        flavor.ask(imds.endpoint, client_id=app.client_id, logging_enable=True)
     error = caught.value
     assert imds.tokens
     monitor.note_error(copy.copy(error))
     assert monitor.said
     assert monitor.leaks() == []
-    # What holds the answer (BadStatusLine, JSONDecodeError, ...) is cut off rather than searched.
+    # What holds the response (BadStatusLine, JSONDecodeError, ...) is cut off rather than searched.
     assert error.__cause__ is None
     assert error.__context__ is None
     assert (error.exc_type, error.exc_value, error.exc_traceback, error.inner_exception) == (None, None, None, None)
     assert error.response is None
 
 
-@pytest.mark.parametrize("name", ["well", "chunked", "gzipped", "throttled first"])
-def test_success_says_no_token_either(name: str, colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """With `logging_enable` and every logger at DEBUG, msal and the HTTP stack included."""
-    imds.script({"well": faults.ok, "chunked": faults.chunked, "gzipped": faults.gzipped}.get(name, faults.throttled()))
-    credential = colour.ImdsCredential(endpoint=imds.endpoint, logging_enable=True)
-    colour.run(credential.get_token(VAULT))
-    colour.run(credential.get_token_info(VAULT))
-    colour.run(credential.get_token(VAULT, force_refresh=True))
+@pytest.mark.parametrize("name", ["well", "chunked", "throttled first"])
+def test_no_leak_of_success(name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """A request that brings a token leaks none, with every logger at DEBUG, those of msal and the HTTP stack too."""
+    imds.script({"well": faults.ok, "chunked": faults.chunked}.get(name, faults.throttled()))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, logging_enable=True)
+    flavor.run(credential.get_token(VAULT))
+    flavor.run(credential.get_token_info(VAULT))
+    flavor.run(credential.get_token(VAULT, force_refresh=True))
     assert {where for where, _ in monitor.said} >= {
         "log record of msal.managed_identity",
         "log record of azure.core.pipeline.policies.http_logging_policy",
@@ -161,10 +159,10 @@ def test_success_says_no_token_either(name: str, colour: Colour, virtual_time: V
     assert monitor.leaks() == []
 
 
-def test_what_is_returned_does_not_print_its_token(colour: Colour, imds: ImdsEmulator) -> None:
-    """It is what Azure's clients expect, tuple and attributes, and no format shows the token."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    token, info = (colour.run(call(VAULT)) for call in (credential.get_token, credential.get_token_info))
+def test_reprs_of_tokens(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """What is returned has the types of azure-core, and no format of it shows the token."""
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    token, info = (flavor.run(call(VAULT)) for call in (credential.get_token, credential.get_token_info))
     secret, expires_on = token
     assert isinstance(token, azure.core.credentials.AccessToken)
     assert isinstance(info, azure.core.credentials.AccessTokenInfo)
@@ -182,31 +180,31 @@ def test_what_is_returned_does_not_print_its_token(colour: Colour, imds: ImdsEmu
         assert secret[:20] not in shown
         assert "redacted" in shown or "ImdsCredential" in shown
     assert str(expires_on) in repr(token)
-    assert pickle.loads(pickle.dumps(token)) == token  # whoever pickles a token means to
+    assert pickle.loads(pickle.dumps(token)) == token  # pickling a token is never an accident
 
 
-def test_a_used_credential_pickles_without_tokens(colour: Colour, imds: ImdsEmulator) -> None:
+def test_pickled_credential(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A pickle holds arguments only, and a copy from it works."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    colour.run(credential.get_token(VAULT))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    flavor.run(credential.get_token(VAULT))
     pickled = pickle.dumps(credential)
     assert imds.tokens[0].encode() not in pickled
     assert len(pickled) < 1000
-    assert colour.run(pickle.loads(pickled).get_token(VAULT)).token == imds.tokens[0]
+    assert flavor.run(pickle.loads(pickled).get_token(VAULT)).token == imds.tokens[0]
 
 
-def test_errors_survive_pickling_with_all_they_say(colour: Colour, imds: ImdsEmulator) -> None:
-    """Errors cross process boundaries whole."""
+def test_pickled_error(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A raised error keeps all its attributes in a pickle and a copy."""
     with pytest.raises(ImdsError) as caught:
-        colour.ask(imds.endpoint, client_id="00000000-0000-4000-8000-000000000001")
+        flavor.ask(imds.endpoint, client_id="00000000-0000-4000-8000-000000000001")
     for again in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value), copy.deepcopy(caught.value)):
         assert type(again) is type(caught.value)
         assert str(again) == str(caught.value)
         assert vars(again) == vars(caught.value)
 
 
-def test_a_hook_that_fails_brings_no_frames_with_tokens(colour: Colour, imds: ImdsEmulator) -> None:
-    """A user's own exception reaches the caller, without the frames of the exchange that hold the answer."""
+def test_error_of_a_hook(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """The exception of a user's hook reaches the caller without the frames that hold the response."""
 
     class HookError(Exception):
         def __init__(self, first: str, second: str) -> None:
@@ -217,17 +215,17 @@ def test_a_hook_that_fails_brings_no_frames_with_tokens(colour: Colour, imds: Im
         raise HookError("of", "mine") from ValueError(body)
 
     with pytest.raises(HookError, match="of mine") as caught:
-        colour.ask(imds.endpoint, raw_response_hook=hook)
+        flavor.ask(imds.endpoint, raw_response_hook=hook)
     assert imds.tokens
     assert caught.value.__cause__ is None
     monitor.note_error(caught.value.with_traceback(None))
     assert monitor.leaks() == []
 
 
-def test_an_exception_of_a_hook_is_no_thread_crash(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_exit_in_a_hook(
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is printed by the thread of the exchange, not even for SystemExit."""
+    """The thread of the request prints nothing, not even for SystemExit."""
     crashes: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", crashes.append)
 
@@ -235,13 +233,13 @@ def test_an_exception_of_a_hook_is_no_thread_crash(
         raise SystemExit("left")
 
     with pytest.raises(SystemExit, match="left"):
-        colour.ask(imds.endpoint, raw_response_hook=leave)
+        flavor.ask(imds.endpoint, raw_response_hook=leave)
     assert crashes == []
     assert capfd.readouterr().err == ""
 
 
-def test_others_are_not_muted(imds: ImdsEmulator) -> None:
-    """What a user sends through the same libraries is logged as ever, and the search finds the token in it."""
+def test_other_requests_are_logged(imds: ImdsEmulator) -> None:
+    """The log lines of a user's own requests are not redacted, and the search finds the token in them."""
     imds.script(among_the_headers)
     requests.get(
         f"{imds.endpoint}/metadata/identity/oauth2/token",
@@ -252,13 +250,13 @@ def test_others_are_not_muted(imds: ImdsEmulator) -> None:
     assert any("urllib3" in leak for leak in monitor.leaks())
 
 
-def test_the_search_finds_what_it_searches_for(imds: ImdsEmulator) -> None:
-    """Each channel, given a token, is caught; otherwise silence would prove nothing."""
+def test_search(imds: ImdsEmulator) -> None:
+    """The search finds a token in each kind of output, so that an empty result proves something."""
     token = imds.issue_token(VAULT)
 
     def fail_with_a_local() -> None:
-        held = token
-        raise ValueError(f"of {len(held)} characters")
+        cached = token
+        raise ValueError(f"of {len(cached)} characters")
 
     logging.getLogger("azure_imds_credential").debug("%s", token)
     logging.getLogger("msal.token_cache").debug("%s", {"access_token": token[:100]})

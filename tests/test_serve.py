@@ -495,7 +495,7 @@ def test_serve_tells_of_upstream_requests(imds: ImdsEmulator, serve: Serving) ->
     ((event, facts),) = serve.told
     assert event == "upstream"
     assert (facts["identity"], facts["resource"], facts["outcome"], facts["attempts"]) == (
-        "system-assigned",
+        "the machine's default identity",
         VAULT,
         "token",
         1,

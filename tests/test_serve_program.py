@@ -95,7 +95,8 @@ def test_program_says_where_it_is_first(imds: ImdsEmulator) -> None:
         assert where.startswith("http://127.0.0.1:")
         assert [ask(where), ask(where)] == [200, 200]
         told = line(serve)
-        assert " upstream identity=system-assigned resource=https://vault.azure.net outcome=token attempts=1 " in told
+        assert """ upstream identity="the machine's default identity" resource=https://vault.azure.net""" in told
+        assert " outcome=token attempts=1 " in told
         assert imds.tokens[0] not in told
         serve.terminate()
         assert line(serve).endswith(" stopping")

@@ -1,6 +1,6 @@
-"""Tokens shared between processes: one request for a machine, and never a caller who waits or fails because of it.
+"""Tokens shared between processes: one request for a machine, and no caller that waits long or fails because of it.
 
-"A process" is a credential with a cache of its own where that is enough, and a real one where it is not.
+"A process" is a credential with a cache of its own where that is enough, and a real process where it is not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, VirtualTime
 
-from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsUnavailableError, _fork, _token_cache
-from azure_imds_credential._shared_cache import forget_shared_tokens
+from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsUnavailableError, _fork
+from azure_imds_credential._cache import decision
+from azure_imds_credential._shared.shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults, forget_tokens
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tokens are shared on Linux only, for now")
@@ -35,7 +36,7 @@ def _quiet_start(memory: Path) -> None:
 
 
 def process(imds: ImdsEmulator, **arguments: Any) -> ImdsCredential:
-    """Make a credential that shares nothing with others but what processes share."""
+    """Return a credential that shares with others only what processes share."""
     return ImdsCredential(endpoint=imds.endpoint, shared_cache=True, user_agent="its own cache", **arguments)
 
 
@@ -44,7 +45,7 @@ def token_of(credential: ImdsCredential, **arguments: Any) -> str:
 
 
 def eventually(true: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for what a background refresh does."""
+    """Wait for the effect of a background refresh."""
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it did not happen"
@@ -52,7 +53,7 @@ def eventually(true: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 def child(code: str, *arguments: str, **popen: Any) -> subprocess.Popen[str]:
-    """Start a process that runs some Python and talks over its standard output."""
+    """Start a process that runs a Python program, with pipes to its standard input and output."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen
     )
@@ -76,7 +77,7 @@ def end(running: subprocess.Popen[str]) -> None:
 
 @pytest.fixture
 def holder(memory: Path, imds: ImdsEmulator) -> Iterator[subprocess.Popen[str]]:
-    """A process in the middle of its exchange, with the lock, and with a forked child that lives on."""
+    """A process in the middle of its request, with the lock, and with a forked child that lives on."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
     running = child(
@@ -99,29 +100,29 @@ def holder(memory: Path, imds: ImdsEmulator) -> Iterator[subprocess.Popen[str]]:
     end(running)
 
 
-def test_a_machine_asks_once(colour: Colour, imds: ImdsEmulator) -> None:
-    """A process that holds nothing takes what another stored: the same token with the same end, and no request."""
-    first = colour.ask(imds.endpoint, shared_cache=True)
+def test_one_request(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A process without a token takes the one that another stored, with the same expiry, and sends no request."""
+    first = flavor.ask(imds.endpoint, shared_cache=True)
     forget_tokens()
-    second = colour.ask(imds.endpoint, shared_cache=True)
+    second = flavor.ask(imds.endpoint, shared_cache=True)
     assert second.token == first.token
     assert abs(second.expires_on - first.expires_on) <= 1
     imds.assert_requests(1)
 
 
-def test_nothing_is_shared_unless_asked_for(colour: Colour, imds: ImdsEmulator, memory: Path) -> None:
+def test_off_by_default(flavor: Flavor, imds: ImdsEmulator, memory: Path) -> None:
     """`shared_cache=False` neither reads nor writes."""
-    colour.ask(imds.endpoint)
+    flavor.ask(imds.endpoint)
     assert not list(memory.rglob("*.token"))
     forget_tokens()
-    colour.ask(imds.endpoint, shared_cache=True)
+    flavor.ask(imds.endpoint, shared_cache=True)
     forget_tokens()
-    colour.ask(imds.endpoint)
+    flavor.ask(imds.endpoint)
     imds.assert_requests(3)
 
 
-def test_a_reader_imports_no_lock_no_msal_and_no_http_stack(imds: ImdsEmulator) -> None:
-    """Where another process has a token, a new one starts as if it had none to get."""
+def test_imports_of_a_reader(imds: ImdsEmulator) -> None:
+    """A process that takes a stored token imports no lock library, no msal and no HTTP stack."""
     token_of(process(imds))
     reader = child(
         "import sys\n"
@@ -134,8 +135,8 @@ def test_a_reader_imports_no_lock_no_msal_and_no_http_stack(imds: ImdsEmulator) 
     imds.assert_requests(1)
 
 
-def test_cold_processes_share_the_flight(imds: ImdsEmulator) -> None:
-    """Eight real processes that start together: one request, no failure."""
+def test_processes_that_start_together(imds: ImdsEmulator) -> None:
+    """Eight processes that start together send one request."""
     code = (
         "import sys\n"
         "from azure_imds_credential import ImdsCredential\n"
@@ -155,8 +156,8 @@ def test_cold_processes_share_the_flight(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
-def test_each_key_has_its_own_token(imds: ImdsEmulator) -> None:
-    """Another resource, identity or endpoint is never served with this one's token."""
+def test_keys(imds: ImdsEmulator) -> None:
+    """A stored token serves no other resource, identity or endpoint."""
     user = UserAssigned("reader")
     imds.assign(user)
     plain = token_of(process(imds))
@@ -172,38 +173,40 @@ def test_each_key_has_its_own_token(imds: ImdsEmulator) -> None:
     assert plain not in others
 
 
-def test_one_process_refreshes_and_the_others_pick_it_up(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """A held token that ages sends its process to look; the first of them asks IMDS, the rest find what it brought."""
+def test_one_refresh(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """When a cached token is due for a refresh, one process asks IMDS and the others find its token."""
     processes = [process(imds) for _ in range(3)]
     old = {token_of(each) for each in processes}
     imds.assert_requests(1)
     virtual_time.skip(0.6 * DAY)
     imds.renew_tokens()
-    assert {token_of(each) for each in processes} == old, "the held token is handed out meanwhile"
+    assert {token_of(each) for each in processes} == old, "the cached token is handed out meanwhile"
     for each in processes:
-        eventually(lambda each=each: token_of(each) not in old)
+        eventually(lambda each=each: token_of(each) not in old)  # type: ignore[misc] # binds the loop's value
     imds.assert_requests(2)
 
 
-def test_the_same_token_again_counts_as_an_answer(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """IMDS may hand back the token it gave. One process hears that, not each of them."""
+def test_same_token_again(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """Where IMDS hands back the token it gave before, one process asks, not each of them."""
     processes = [process(imds) for _ in range(3)]
     before = [each.get_token_info(VAULT).refresh_on for each in processes]
     virtual_time.skip(0.6 * DAY)
     for each, stale in zip(processes, before, strict=True):
-        eventually(lambda each=each, stale=stale: each.get_token_info(VAULT).refresh_on != stale)
+        eventually(
+            lambda each=each, stale=stale: each.get_token_info(VAULT).refresh_on != stale  # type: ignore[misc] # as above
+        )
     imds.assert_requests(2)
 
 
-def test_nobody_with_a_token_asks_while_another_does(
+def test_refresh_waits_for_another(
     virtual_time: VirtualTime,
     imds: ImdsEmulator,
     memory: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its own refresh waits for the other's, then backs off like any refresh that failed."""
-    monkeypatch.setattr(_token_cache, "REFRESH_SECONDS", 1.0)
+    """With a token, a refresh waits for that of another process, then backs off like one that failed."""
+    monkeypatch.setattr(decision, "REFRESH_TIMEOUT", 1.0)
     credential = process(imds)
     held = token_of(credential)
     virtual_time.skip(0.6 * DAY)
@@ -222,8 +225,8 @@ def lock_of(memory: Path) -> Any:
     return FileLock(found).acquire(timeout=5)
 
 
-def test_whoever_has_no_token_does_not_wait_for_ever(imds: ImdsEmulator, memory: Path) -> None:
-    """A holder that is stopped keeps its lock: after half of its time a caller asks by itself."""
+def test_stopped_holder(imds: ImdsEmulator, memory: Path) -> None:
+    """A process that is stopped keeps its lock: a caller asks by itself after half of its time."""
     process(imds).get_token(VAULT)
     forget_in(memory)
     with lock_of(memory):
@@ -231,7 +234,7 @@ def test_whoever_has_no_token_does_not_wait_for_ever(imds: ImdsEmulator, memory:
         token_of(process(imds, timeout=3.0))
         assert 1.4 <= time.monotonic() - begun < 3
     imds.assert_requests(2)
-    token_of(process(imds))  # and what it heard is there for the others
+    token_of(process(imds))  # its token is there for the others
     imds.assert_requests(2)
 
 
@@ -240,8 +243,8 @@ def forget_in(memory: Path) -> None:
         token.unlink()
 
 
-def test_a_holder_that_dies_lets_go(imds: ImdsEmulator, holder: subprocess.Popen[str]) -> None:
-    """Killed in the middle of its exchange, with a forked child that lives on: the next one asks within a moment."""
+def test_killed_holder(imds: ImdsEmulator, holder: subprocess.Popen[str]) -> None:
+    """A killed process releases its lock, also while a child that it forked lives on."""
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     begun = time.monotonic()
@@ -250,8 +253,8 @@ def test_a_holder_that_dies_lets_go(imds: ImdsEmulator, holder: subprocess.Popen
     imds.assert_requests(2)
 
 
-def test_a_holder_that_fails_does_not_make_others_fail_in_a_row(imds: ImdsEmulator) -> None:
-    """Six processes of which each would fail after a second: all have failed after three, not after six."""
+def test_failing_holders(imds: ImdsEmulator) -> None:
+    """Processes that each fail after a second do not fail one after the other."""
     imds.script(faults.hang, seconds=60)
     errors: list[BaseException] = []
 
@@ -270,8 +273,8 @@ def test_a_holder_that_fails_does_not_make_others_fail_in_a_row(imds: ImdsEmulat
     assert time.monotonic() - begun < 5.5
 
 
-def test_force_asks_and_serves_everybody(imds: ImdsEmulator) -> None:
-    """`force_refresh` is not satisfied with what is stored, and what it brings replaces it."""
+def test_force_refresh(imds: ImdsEmulator) -> None:
+    """A forced request is not served by a stored token, and its token replaces that one."""
     old = token_of(process(imds))
     imds.renew_tokens()
     new = token_of(process(imds), force_refresh=True)
@@ -280,8 +283,8 @@ def test_force_asks_and_serves_everybody(imds: ImdsEmulator) -> None:
     assert [request.param("bypass_cache") for request in imds.assert_requests(2)] == [None, "true"]
 
 
-def test_in_the_last_minutes_the_shared_token_is_a_spare(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """A new process asks for a better one first; if it cannot be had, the one about to expire serves."""
+def test_last_minutes(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """In the last minutes of a stored token a new process asks for a better one first."""
     old = token_of(process(imds))
     virtual_time.skip(DAY - 200)
     imds.script(faults.status(400, {"error": "invalid_request", "error_description": "no"}))
@@ -296,34 +299,32 @@ def test_in_the_last_minutes_the_shared_token_is_a_spare(virtual_time: VirtualTi
     imds.assert_requests(4)
 
 
-def test_an_expired_token_is_none(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """Nobody gets a token past its end from the shared cache, and there is nothing to warn of."""
+def test_expired(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """No process gets an expired token from the shared cache."""
     old = token_of(process(imds))
     virtual_time.skip(DAY + 1)
     assert token_of(process(imds)) != old
 
 
 @pytest.mark.parametrize("jump", [-400 * DAY, -3600.0, 3600.0, 400 * DAY])
-def test_a_wall_clock_that_jumps_changes_nothing(
+def test_wall_clock(
     virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
-    """What is shared is dated by a clock that nobody sets: it neither dies nor revives when the wall clock is set."""
+    """Stored times are of a clock that is never set: a wall clock that jumps changes nothing."""
     process(imds).get_token(VAULT)
-    truth, time_of_day = virtual_time.clock(), virtual_time.wall_clock
+    truth, time_of_day = virtual_time.now(), virtual_time.wall
     jumped = process(imds)
-    # One process whose machine was set between the two.
-    monkeypatch.setattr(jumped._configuration.cache.world, "wall_clock", lambda: time_of_day() + jump)
+    # A process that sees the wall clock after it was set.
+    monkeypatch.setattr(jumped._options.cache.clock, "wall", lambda: time_of_day() + jump)
     token = jumped.get_token(VAULT)
     assert token.expires_on == pytest.approx(time_of_day() + jump + DAY, abs=5)
-    virtual_time.skip(truth + DAY - virtual_time.clock() + 1)
+    virtual_time.skip(truth + DAY - virtual_time.now() + 1)
     jumped.get_token(VAULT)
     imds.assert_requests(2)
 
 
-def test_content_from_the_future_is_not_believed(
-    virtual_time: VirtualTime, imds: ImdsEmulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A stored time that has not come yet means another machine, another boot or a lie: warned of, and asked anew."""
+def test_future(virtual_time: VirtualTime, imds: ImdsEmulator, caplog: pytest.LogCaptureFixture) -> None:
+    """A token that is dated in the future is ignored, with a warning."""
     virtual_time.skip(1000)
     token_of(process(imds))
     virtual_time.skip(-1000)
@@ -332,18 +333,20 @@ def test_content_from_the_future_is_not_believed(
     assert "future" in caplog.text
 
 
-def test_a_shared_token_is_no_sight_of_the_endpoint(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """A process that only ever read says of a dead endpoint that IMDS is not here, which lets a chain go on."""
+def test_stored_token_is_no_sight(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """An endpoint does not count as seen by a stored token: a chain goes on where it then fails."""
     token_of(process(imds))
+    forget_tokens()  # also what this process has seen
     reader = process(imds)
     token_of(reader)
+    imds.assert_requests(1)
     virtual_time.skip(DAY + 1)
     with imds.down(), pytest.raises(ImdsUnavailableError):
         token_of(reader)
 
 
-def test_an_answer_for_somebody_else_is_not_shared(imds: ImdsEmulator, memory: Path) -> None:
-    """Only what was judged is stored."""
+def test_mismatch(imds: ImdsEmulator, memory: Path) -> None:
+    """A token for another identity is not stored."""
     user = UserAssigned("reader")
     imds.assign(user)
     imds.script(faults.members(client_id="00000000-0000-0000-0000-00000000000b"))
@@ -352,8 +355,8 @@ def test_an_answer_for_somebody_else_is_not_shared(imds: ImdsEmulator, memory: P
     assert not list(memory.rglob("*.token"))
 
 
-def test_forget_empties_it(imds: ImdsEmulator) -> None:
-    """Tokens are counted; the next process asks."""
+def test_forget(imds: ImdsEmulator) -> None:
+    """Forgetting removes the tokens and counts them."""
     token_of(process(imds))
     process(imds).get_token("https://management.azure.com/.default")
     assert forget_shared_tokens() == 2
@@ -362,8 +365,8 @@ def test_forget_empties_it(imds: ImdsEmulator) -> None:
     imds.assert_requests(3)
 
 
-def test_what_is_under_way_when_all_is_forgotten_is_not_stored(imds: ImdsEmulator) -> None:
-    """Otherwise `forget` would leave the old identity's token behind."""
+def test_forget_during_a_request(imds: ImdsEmulator) -> None:
+    """The token of a request that is under way when tokens are forgotten is not stored."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
     caller = threading.Thread(target=token_of, args=(process(imds),))
@@ -375,40 +378,39 @@ def test_what_is_under_way_when_all_is_forgotten_is_not_stored(imds: ImdsEmulato
     assert forget_shared_tokens() == 0
 
 
-def test_a_missing_lock_library_is_told_where_the_mistake_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At construction, with the extra that brings it: a packaging mistake should not wait for production."""
+def test_missing_filelock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without filelock the constructor raises, naming the extra that brings it."""
     monkeypatch.setitem(sys.modules, "filelock", None)
     with pytest.raises(ImportError, match=r"azure-imds-credential\[shared\]"):
         ImdsCredential(shared_cache=True)
     ImdsCredential()
 
 
-def test_nobody_waits_for_who_loads_msal(colour: Colour, imds: ImdsEmulator) -> None:
-    """To make a credential that shares, and to read a shared token, needs nothing that another thread is importing."""
-    stored = colour.ask(imds.endpoint, shared_cache=True).token
+def test_reader_while_msal_loads(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """To make a credential and to read a stored token waits for no thread that imports msal."""
+    stored = flavor.ask(imds.endpoint, shared_cache=True).token
     forget_tokens()
-    with ThreadPoolExecutor(1) as pool, _fork.imports:
-        assert pool.submit(colour.ask, imds.endpoint, shared_cache=True).result(10).token == stored
+    with ThreadPoolExecutor(1) as pool, _fork.import_lock:
+        assert pool.submit(flavor.ask, imds.endpoint, shared_cache=True).result(10).token == stored
 
 
 @pytest.mark.parametrize(
     "way", ["transport", "per_call_policies", "per_retry_policies", "raw_request_hook", "raw_response_hook"]
 )
-def test_what_is_heard_in_a_way_of_its_own_is_not_shared(way: str) -> None:
-    """A transport or hook may make up answers (tests do); other processes must not get them."""
+def test_own_transport_or_hook(way: str) -> None:
+    """With a transport, policy or hook, which may make up responses, `shared_cache` is a ValueError."""
 
     class Way:
         def send(self, request: Any) -> Any: ...
         def __call__(self, request: Any) -> Any: ...
 
+    options: dict[str, Any] = {way: Way()}
     with pytest.raises(ValueError, match=way):
-        ImdsCredential(shared_cache=True, **{way: Way()})
+        ImdsCredential(shared_cache=True, **options)
 
 
-def test_trouble_with_the_lock_costs_nobody_the_token(
-    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever the lock library raises: one warning, and the process asks by itself."""
+def test_failing_lock(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the lock library raises, the process asks by itself, with one warning."""
     import filelock
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -419,10 +421,8 @@ def test_trouble_with_the_lock_costs_nobody_the_token(
     assert [r.levelno for r in caplog.records if "no locks today" in r.message] == [logging.WARNING]
 
 
-def test_elsewhere_processes_work_alone(
-    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """On macOS and Windows: one warning in the life of a process, and a request each."""
+def test_other_platforms(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """On macOS and Windows there is one warning in the life of a process, and a request each."""
     monkeypatch.setattr(sys, "platform", "darwin")
     for _ in range(3):
         token_of(process(imds))

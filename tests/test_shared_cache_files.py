@@ -1,4 +1,4 @@
-"""What lies in memory is judged at each use; and a crash at any byte of a write loses nothing but the cache."""
+"""Files of the shared cache: checked at each use, and safe against a crash at any byte of a write."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colours import VAULT
+from flavors import VAULT
 
-from azure_imds_credential import ImdsCredential, _memory_files
-from azure_imds_credential._memory_files import RefusedError, open_folder
-from azure_imds_credential._shared_cache import forget_shared_tokens
+from azure_imds_credential import ImdsCredential
+from azure_imds_credential._shared import memory_files
+from azure_imds_credential._shared.memory_files import RefusedError, open_folder
+from azure_imds_credential._shared.shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tokens are shared on Linux only, for now")
@@ -34,7 +35,7 @@ def _quiet_start(memory: Path) -> None:
 
 
 def new_process(imds: ImdsEmulator) -> str:
-    """Get a token as a process that holds none."""
+    """Return a token for a process that has none."""
     forget_tokens()
     return ImdsCredential(endpoint=imds.endpoint, shared_cache=True).get_token(VAULT).token
 
@@ -44,7 +45,7 @@ def stored_in(memory: Path) -> Path:
     return token
 
 
-# Each takes the file, and does to it what may have been done to it.
+# Each damages the file in one way.
 
 
 def _cut(file: Path) -> None:
@@ -67,7 +68,7 @@ def _garbage(file: Path) -> None:
 
 
 def _huge(file: Path) -> None:
-    file.write_bytes(file.read_bytes() + b" " * _memory_files.MOST_BYTES)
+    file.write_bytes(file.read_bytes() + b" " * memory_files.MAX_BYTES)
 
 
 def _open_to_others(file: Path) -> None:
@@ -90,7 +91,7 @@ def _fifo(file: Path) -> None:
 
 
 def _rewritten(**changes: Any) -> Callable[[Path], None]:
-    """A file that is whole, with members changed: by a copy, another version, or somebody who lies."""
+    """Return a function that writes the file anew with other members and a right checksum."""
 
     def rewrite(file: Path) -> None:
         stored = json.loads(file.read_bytes().partition(b"\n")[2])
@@ -132,10 +133,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("harm", HOSTILE.values(), ids=HOSTILE)
-def test_content_that_cannot_be_trusted_is_ignored(
+def test_bad_content(
     imds: ImdsEmulator, memory: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], object]
 ) -> None:
-    """One warning, a request instead, and whole content afterwards."""
+    """A file that cannot be trusted is ignored with one warning, and replaced."""
     good = new_process(imds)
     harm(stored_in(memory))
     assert new_process(imds) == good
@@ -147,8 +148,8 @@ def test_content_that_cannot_be_trusted_is_ignored(
     imds.assert_requests(2)
 
 
-def test_a_token_of_another_user_is_ignored(imds: ImdsEmulator, memory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The file's owner is who could have written it."""
+def test_other_owner(imds: ImdsEmulator, memory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of another user is ignored."""
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     new_process(imds)
@@ -202,14 +203,14 @@ def _base_is_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda harm: harm.__name__.strip("_"),
 )
-def test_without_a_usable_directory_processes_work_alone(
+def test_bad_directory(
     imds: ImdsEmulator,
     memory: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     harm: Callable[[Path, pytest.MonkeyPatch], None],
 ) -> None:
-    """Wrong owner, wrong mode, a link, or nothing at all: judged at each use, one warning, a request each."""
+    """Without a directory that can be trusted there is one warning, and a request for each process."""
     new_process(imds)
     harm(stored_in(memory).parent, monkeypatch)
     new_process(imds)
@@ -218,11 +219,11 @@ def test_without_a_usable_directory_processes_work_alone(
     assert sum("tokens are not shared" in record.message for record in caplog.records) == 1
 
 
-def test_a_disk_is_never_used(
+def test_disk(
     imds: ImdsEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A runtime directory that is no memory file system is passed over."""
-    if _memory_files._in_memory(tmp_path.stat().st_dev):
+    """A runtime directory that is no memory file system is not used."""
+    if memory_files._in_memory(tmp_path.stat().st_dev):
         pytest.skip("the temporary directory is in memory here")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     new_process(imds)
@@ -230,9 +231,9 @@ def test_a_disk_is_never_used(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_next_candidate_serves(imds: ImdsEmulator, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the runtime directory cannot be used, /dev/shm is, with the user in the name of the directory."""
-    monkeypatch.setattr(_memory_files, "SHARED_MEMORY", str(memory))
+def test_second_directory(imds: ImdsEmulator, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the runtime directory cannot be used, a directory in /dev/shm is, with the user in its name."""
+    monkeypatch.setattr(memory_files, "SHARED_MEMORY", str(memory))
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
     new_process(imds)
     new_process(imds)
@@ -240,8 +241,8 @@ def test_the_next_candidate_serves(imds: ImdsEmulator, memory: Path, monkeypatch
     assert stored_in(memory).parent.name == f"azure-imds-credential-{os.geteuid()}"
 
 
-def test_modes_leave_nothing_to_others(imds: ImdsEmulator, memory: Path) -> None:
-    """0700 and 0600, whatever the umask."""
+def test_modes(imds: ImdsEmulator, memory: Path) -> None:
+    """The directory has mode 0700 and its files have 0600, whatever the umask."""
     before = os.umask(0)
     try:
         new_process(imds)
@@ -252,8 +253,8 @@ def test_modes_leave_nothing_to_others(imds: ImdsEmulator, memory: Path) -> None
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
 
 
-def test_forget_heals_a_directory_of_ours(imds: ImdsEmulator, memory: Path) -> None:
-    """What would never be used again is removed, so that the next process can begin anew."""
+def test_forget_repairs(imds: ImdsEmulator, memory: Path) -> None:
+    """Forgetting removes a directory with a wrong mode, so that the next process can make a good one."""
     new_process(imds)
     stored_in(memory).parent.chmod(0o755)
     assert forget_shared_tokens() == 1
@@ -262,10 +263,10 @@ def test_forget_heals_a_directory_of_ours(imds: ImdsEmulator, memory: Path) -> N
     imds.assert_requests(2)
 
 
-def test_a_full_disk_costs_the_cache_and_nothing_else(
+def test_no_space(
     imds: ImdsEmulator, memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ENOSPC in the middle of a write: the caller has its token, what was stored before is whole, nothing is left."""
+    """ENOSPC in the middle of a write: the caller has its token, and the stored file is the old one."""
     good = new_process(imds)
     written = stored_in(memory).read_bytes()
     stored_in(memory).chmod(0o644)  # so that the next process asks
@@ -284,7 +285,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
     assert {file.suffix for file in stored_in(memory).parent.iterdir()} <= {".token", ".lock", ".note"}
 
 
-def test_a_memory_file_system_that_is_really_full(imds: ImdsEmulator) -> None:
+def test_full_tmpfs(imds: ImdsEmulator) -> None:
     """The same on a tmpfs of one page, mounted for one process."""
     script = """
         mount -t tmpfs -o size=8k,mode=0700 none "$1" && head -c 8192 /dev/zero > "$1/fill"
@@ -292,8 +293,9 @@ def test_a_memory_file_system_that_is_really_full(imds: ImdsEmulator) -> None:
     """
     code = (
         "import logging, sys\n"
-        "from azure_imds_credential import ImdsCredential, _memory_files\n"
-        "_memory_files.SHARED_MEMORY = '/none'\n"
+        "from azure_imds_credential import ImdsCredential\n"
+        "from azure_imds_credential._shared import memory_files\n"
+        "memory_files.SHARED_MEMORY = '/none'\n"
         "logging.basicConfig(stream=sys.stdout)\n"
         "print(len(ImdsCredential(endpoint=sys.argv[1], shared_cache=True).get_token('https://vault.azure.net').token))"
     )
@@ -311,11 +313,11 @@ def test_a_memory_file_system_that_is_really_full(imds: ImdsEmulator) -> None:
     assert "WARNING" in ran.stdout
 
 
-def test_a_crash_at_any_byte_of_a_write_leaves_the_old_content() -> None:
-    """A writer that dies after each number of bytes in turn: readers see the old content, the next writer tidies."""
+def test_crash_while_writing() -> None:
+    """A writer that dies after any number of bytes leaves the old content; the next writer tidies."""
     code = (
         "import os, sys\n"
-        "from azure_imds_credential._memory_files import open_folder\n"
+        "from azure_imds_credential._shared.memory_files import open_folder\n"
         "old, new = b'old ' * 60, b'new ' * 60\n"
         "with open_folder() as folder:\n"
         "    folder.replace('x.token', old)\n"
@@ -339,17 +341,17 @@ def test_a_crash_at_any_byte_of_a_write_leaves_the_old_content() -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def test_readers_never_see_part_of_a_write() -> None:
-    """Writers killed by surprise, again and again, while somebody reads: every content is one that was written."""
+def test_readers() -> None:
+    """While writers are killed at random, readers only see whole files."""
     code = (
-        "from azure_imds_credential._memory_files import open_folder\n"
+        "from azure_imds_credential._shared.memory_files import open_folder\n"
         "with open_folder() as folder:\n"
         "    number = 0\n"
         "    while True:\n"
         "        number += 1\n"
         "        folder.replace('x.token', b'%d,' % number * 5000)\n"
     )
-    seen = set()
+    seen = set[bytes]()
     for _ in range(3):
         writer = subprocess.Popen([sys.executable, "-c", code])
         try:
@@ -368,8 +370,8 @@ def test_readers_never_see_part_of_a_write() -> None:
         seen.clear()
 
 
-def test_a_folder_says_why_it_was_refused(memory: Path) -> None:
-    """The message names each candidate and what is wrong with it, for the one warning."""
+def test_refusals(memory: Path) -> None:
+    """The message names each directory and what is wrong with it."""
     (memory / "azure-imds-credential").mkdir(0o700)
     (memory / "azure-imds-credential").chmod(0o770)
     with pytest.raises(RefusedError, match=r"open to others \(mode 0770\).*none: No such file"), open_folder():

@@ -21,6 +21,7 @@ from azure_imds_credential.testing import ImdsEmulator
 MSAL_NAMES = {
     ManagedIdentitySource.IMDS: msal_sources.DEFAULT_TO_VM,
     ManagedIdentitySource.APP_SERVICE: msal_sources.APP_SERVICE,
+    ManagedIdentitySource.CONTAINER_APPS: msal_sources.APP_SERVICE,
     ManagedIdentitySource.AZURE_ARC: msal_sources.AZURE_ARC,
     ManagedIdentitySource.SERVICE_FABRIC: msal_sources.SERVICE_FABRIC,
     ManagedIdentitySource.CLOUD_SHELL: msal_sources.CLOUD_SHELL,
@@ -29,15 +30,15 @@ MSAL_NAMES = {
 
 
 def environments() -> Iterator[dict[str, str]]:
-    """Every set of the variables, each once with all empty, with any value, and with Cloud Shell's."""
+    """Yield every set of the variables: all empty, with any value, and with Cloud Shell's."""
     for count in range(len(VARIABLES) + 1):
         for names in itertools.combinations(VARIABLES, count):
             yield from (dict.fromkeys(names, value) for value in ("", "x", "cloud-shell/1.0"))
 
 
 @pytest.mark.parametrize("arc_agent", [False, True])
-def test_the_source_is_the_one_msal_would_take(monkeypatch: pytest.MonkeyPatch, arc_agent: bool) -> None:
-    """For every combination of the variables, empty ones included, our table and msal agree."""
+def test_source_is_that_of_msal(monkeypatch: pytest.MonkeyPatch, arc_agent: bool) -> None:
+    """For every combination of the variables, empty ones included, the table and msal agree."""
     monkeypatch.setattr(os.path, "exists", lambda path: arc_agent and "himds" in str(path))
     for environ in environments():
         with pytest.MonkeyPatch.context() as patch:
@@ -47,8 +48,8 @@ def test_the_source_is_the_one_msal_would_take(monkeypatch: pytest.MonkeyPatch, 
             assert msal.managed_identity.get_managed_identity_source() is MSAL_NAMES[found], environ
 
 
-def test_every_variable_that_is_looked_at_is_known() -> None:
-    """Test aids and benchmarks take away what may decide: just the variables that some environment has us look at."""
+def test_variables() -> None:
+    """`VARIABLES`, which test aids remove from the environment, holds every variable that is looked at."""
     looked_at = set()
 
     class Watched(dict[str, str]):
@@ -65,18 +66,32 @@ def test_every_variable_that_is_looked_at_is_known() -> None:
     assert looked_at == set(VARIABLES)
 
 
-def test_imds_is_what_is_left() -> None:
+def test_imds() -> None:
     """With no other source configured it is IMDS."""
     assert detect_source() is ManagedIdentitySource.IMDS
 
 
-def test_the_arc_agent_is_looked_for_where_it_is_installed() -> None:
-    """The agent's file alone names Arc, on Linux and on Windows, and the file is what the error will show."""
+def test_arc_agent() -> None:
+    """The agent's file alone names Arc, on Linux and on Windows, and the file is the evidence."""
     for platform, file in (("linux", "himds"), ("win32", "himds.exe")):
         found, evidence = source_and_evidence({}, platform, lambda path, file=file: path.endswith(file))  # type: ignore[misc] # binds the loop's value
         assert found is ManagedIdentitySource.AZURE_ARC
         assert Path(evidence[0].replace("\\", "/")).name == file
     assert source_and_evidence({}, "darwin", lambda _: True)[0] is ManagedIdentitySource.IMDS
+
+
+@pytest.mark.parametrize("container_apps", [set(), {"CONTAINER_APP_NAME"}, {"CONTAINER_APP_HOSTNAME"}], ids=repr)
+@pytest.mark.parametrize(
+    "app_service", [{"IDENTITY_ENDPOINT"}, {"IDENTITY_HEADER"}, {"IDENTITY_ENDPOINT", "IDENTITY_HEADER"}]
+)
+def test_container_apps(app_service: set[str], container_apps: set[str]) -> None:
+    """Container Apps is App Service's two variables with a name or a host name beside them."""
+    found, evidence = source_and_evidence(dict.fromkeys(app_service | container_apps, "x"), "linux", lambda _: False)
+    if len(app_service) < 2:
+        assert found is ManagedIdentitySource.IMDS
+    else:
+        assert found is (ManagedIdentitySource.CONTAINER_APPS if container_apps else ManagedIdentitySource.APP_SERVICE)
+        assert set(evidence) == app_service | container_apps
 
 
 @pytest.mark.parametrize(
@@ -88,14 +103,20 @@ def test_the_arc_agent_is_looked_for_where_it_is_installed() -> None:
             {"IDENTITY_ENDPOINT": "https://127.0.0.1:1", "IDENTITY_HEADER": "h", "IDENTITY_SERVER_THUMBPRINT": "t"},
             "Service Fabric",
         ),
+        (
+            {"IDENTITY_ENDPOINT": "http://127.0.0.1:1", "IDENTITY_HEADER": "h", "CONTAINER_APP_NAME": "shop"},
+            "Container Apps",
+        ),
+        (
+            {"IDENTITY_ENDPOINT": "http://127.0.0.1:1", "IDENTITY_HEADER": "h", "CONTAINER_APP_HOSTNAME": "shop.io"},
+            "Container Apps",
+        ),
         ({"MSI_ENDPOINT": "http://127.0.0.1:1", "MSI_SECRET": "s"}, "Azure Machine Learning"),
         ({"AZUREPS_HOST_ENVIRONMENT": "cloud-shell/1.0"}, "Cloud Shell"),
     ],
 )
-def test_another_source_is_said_plainly_and_nothing_is_sent(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str
-) -> None:
-    """The error names the source and the variables; neither IMDS nor the other source hears anything."""
+def test_other_source(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str) -> None:
+    """The error names the source and the variables; nothing is sent."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with ImdsEmulator() as imds:
@@ -107,6 +128,7 @@ def test_another_source_is_said_plainly_and_nothing_is_sent(
     assert all(name in str(caught.value) for name in environment)
     assert caught.value.attempts == 0
     assert caught.value.hint
+    assert caught.value.hint in str(caught.value)
 
 
 CHAIN = """
@@ -119,8 +141,8 @@ except azure.identity.CredentialUnavailableError:
 """
 
 
-def test_a_chain_goes_on_where_another_source_is_named_from_the_first_error_on() -> None:
-    """In a process in which nothing failed before: what one error changed for all must not be needed."""
+def test_chain_goes_on() -> None:
+    """A chain goes on where another source is named, also after the first error of a process."""
     environment = {**os.environ, "IDENTITY_ENDPOINT": "http://127.0.0.1:9", "IDENTITY_HEADER": "x"}
     said = subprocess.run([sys.executable, "-c", CHAIN], env=environment, check=True, capture_output=True, text=True)
     assert said.stdout.strip() == "goes on"

@@ -1,4 +1,4 @@
-"""What importing the package costs: the modules it loads, counted, since times differ from machine to machine."""
+"""What importing the package loads: modules are counted, since times differ from machine to machine."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def loaded_by(statement: str, ground: str = GROUND) -> set[str]:
 
 
 @pytest.mark.parametrize("statement", CLASSES)
-def test_importing_loads_nothing_heavy(statement: str) -> None:
+def test_nothing_heavy(statement: str) -> None:
     """Importing a credential class loads neither msal nor an HTTP stack nor an event loop."""
     loaded = loaded_by(statement, "")
-    assert "azure_imds_credential._configuration" in loaded
+    assert "azure_imds_credential._options" in loaded
     assert not [name for name in loaded for heavy in HEAVY if name == heavy or name.startswith(f"{heavy}.")]
 
 
 @pytest.mark.parametrize("statement", CLASSES)
-def test_importing_loads_little_but_the_package_itself(statement: str) -> None:
+def test_little_else(statement: str) -> None:
     """Beside azure-core, importing a credential class loads this package's own modules and next to nothing else."""
     loaded = loaded_by(statement)
     own = {name for name in loaded if name.partition(".")[0] == "azure_imds_credential"}
@@ -42,7 +42,7 @@ def test_importing_loads_little_but_the_package_itself(statement: str) -> None:
     assert not [name for name in own if name.startswith("azure_imds_credential.testing")]
 
 
-def test_a_credential_loads_nothing_until_it_is_asked() -> None:
+def test_constructor() -> None:
     """Making a credential, and asking which source there is, load neither msal nor an HTTP stack."""
     loaded = loaded_by(
         "from azure_imds_credential import ImdsCredential, detect_source\nImdsCredential()\ndetect_source()"
@@ -50,8 +50,8 @@ def test_a_credential_loads_nothing_until_it_is_asked() -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_the_first_token_loads_no_test_aids_and_no_event_loop() -> None:
-    """The exchange loads msal and requests, but no event loop, no aiohttp and nothing of the testing kit."""
+def test_first_token() -> None:
+    """The first request loads msal and requests, but no event loop, no aiohttp and nothing of the testing kit."""
     with ImdsEmulator() as imds:
         statement = "from azure_imds_credential import ImdsCredential\n"
         statement += f"ImdsCredential(endpoint={imds.endpoint!r}).get_token('https://vault.azure.net/.default')"
@@ -61,8 +61,8 @@ def test_the_first_token_loads_no_test_aids_and_no_event_loop() -> None:
     assert not [name for name in loaded if name.startswith("azure_imds_credential.testing")]
 
 
-def test_a_held_token_loads_nothing() -> None:
-    """The second get_token imports nothing at all."""
+def test_cached_token() -> None:
+    """A call that a cached token serves imports nothing at all."""
     with ImdsEmulator() as imds:
         ground = "from azure_imds_credential import ImdsCredential\n"
         ground += f"credential = ImdsCredential(endpoint={imds.endpoint!r})\n"

@@ -10,10 +10,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from colours import VirtualTime
+from flavors import VirtualTime
 
-from azure_imds_credential import ImdsCredential, ImdsError, _configuration
-from azure_imds_credential._claims import claims_of
+from azure_imds_credential import ImdsCredential, ImdsError, _options
+from azure_imds_credential._jwt import claims_of
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 
@@ -23,7 +23,7 @@ PATIENCE = 20 * 86400.0  # seconds of a time that makes leaps of a day
 
 
 @pytest.mark.slow
-def test_nobody_ever_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None:
+def test_no_caller_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None:
     """Every token is for who and what was asked and has life left; every failure is one that IMDS really had.
 
     Time is put forward by hours while callers ask, tokens age and expire, IMDS fails one request in five, tasks are
@@ -42,7 +42,7 @@ def test_nobody_ever_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> No
             wrong.append(f"dead for {asked_at - expires_on:.0f} s when it was asked for")
         got["token"] += 1
 
-    with ImdsEmulator(identities=users, clock=virtual_time.wall_clock, latency=0.005) as imds:
+    with ImdsEmulator(identities=users, clock=virtual_time.wall, latency=0.005) as imds:
         imds.random_faults(
             faults.status(500, b"", headers={"Server": "IMDS/1"}), faults.reset(), faults.html(), rate=0.2, seed=7
         )
@@ -51,7 +51,7 @@ def test_nobody_ever_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> No
         def thread(number: int) -> None:
             dice = random.Random(number)
             while time.monotonic() < end:
-                user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall_clock()
+                user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall()
                 credential = ImdsCredential(
                     client_id=user.client_id, endpoint=imds.endpoint, timeout=dice.choice((0.05, PATIENCE))
                 )
@@ -64,7 +64,7 @@ def test_nobody_ever_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> No
         async def task(number: int) -> None:
             dice = random.Random(1000 + number)
             while time.monotonic() < end:
-                user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall_clock()
+                user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall()
                 credential = AsyncImdsCredential(client_id=user.client_id, endpoint=imds.endpoint, timeout=PATIENCE)
                 try:
                     token = await asyncio.wait_for(credential.get_token(resource), dice.choice((0.003, 5)))
@@ -102,7 +102,8 @@ def test_nobody_ever_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> No
         while threading.active_count() > before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert threading.active_count() <= before, "threads of ended requests are left"
-        for slot in _configuration.process_cache._slots.values():
-            assert slot.plain is None
-            assert slot.forced is None
-            assert not slot.endpoint.gate.inside
+        for entry in _options.process_cache._entries.values():
+            assert entry.plain is None
+            assert entry.forced is None
+            assert entry.callers == 0
+            assert not entry.endpoint.limiter.active

@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import exceptions as e
-from .._claims import claims_of
 from .._credential import ImdsCredential
 from .._extras import extra_needed
+from .._jwt import claims_of
 from .._source import ManagedIdentitySource, detect_source
 from .._whoami import IdentityInfo, identity_info
 from ..serve._arguments import options_from
@@ -146,7 +146,7 @@ def wait(arguments: argparse.Namespace, clocks: Clocks | None = None) -> Result:
                 lasting = not isinstance(error, _PASSING) or detect_source() is not ManagedIdentitySource.IMDS
                 if lasting or clocks.now() - started + pause > arguments.timeout:
                     raise
-                progress.tell(error._came_back)
+                progress.tell(error._reason)
                 clocks.sleep(pause)
     elapsed = clocks.now() - started
     facts = {"usable": True, "attempts": attempts, "elapsed": round(elapsed, 3), "identity": identity._asdict()}
@@ -270,7 +270,7 @@ def scan(arguments: argparse.Namespace) -> Result:
 
 def forget(_arguments: argparse.Namespace) -> Result:
     """Empty the cache that processes share."""
-    from .._shared_cache import forget_shared_tokens
+    from .._shared.shared_cache import forget_shared_tokens
 
     count = forget_shared_tokens()
     return Result({"forgotten": count}, f"{count} shared token{'' if count == 1 else 's'} of this user removed.")

@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from .. import exceptions as e
-from .._answer import excerpt
-from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from .._credential import ImdsCredential
-from .._hints import several_identities
+from .._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
+from .._imds.hints import several_identities
+from .._imds.response import excerpt
 from .._whoami import IdentityInfo
 from ..serve import SERVE_HEADER
 from .machine import Finding, Level, Place, Surroundings, other_source, signs
@@ -119,14 +119,14 @@ def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surrounding
     if not isinstance(error, e.ImdsUnavailableError):
         if not answers.statuses and error is not None:
             return Finding(
-                "reachable", "problem", f"No answer: {error._came_back}.", in_a_shell(error.hint or "Try again later.")
+                "reachable", "problem", f"No answer: {error._reason}.", in_a_shell(error.hint or "Try again later.")
             )
         who = f"its Server header says {answers.server}" if answers.server else "without a Server header"
         return Finding("reachable", "ok", f"IMDS answers, {who}.")
     if not answers.statuses:
         way = _way_to(around) if error.endpoint == DEFAULT_ENDPOINT else _NOT_THE_USUAL_ADDRESS
-        return Finding("reachable", "problem", f"Nothing answers: {error._came_back}.", way)
-    shown = f"{error._came_back}, Server: {answers.server or 'none'}"
+        return Finding("reachable", "problem", f"Nothing answers: {error._reason}.", way)
+    shown = f"{error._reason}, Server: {answers.server or 'none'}"
     said = error._excerpt
     if error.status == 403 and "169.254.169.254" in said:
         return Finding(
@@ -257,7 +257,7 @@ def _unusable(error: e.ImdsError) -> Finding:
     return Finding(
         "identities" if several else "identity",
         "problem",
-        f"{meaning}: {error._came_back}.",
+        f"{meaning}: {error._reason}.",
         in_a_shell(error.hint or "Try again later."),
     )
 

@@ -11,8 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .._configuration import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
-from .._hints import plainly_not_azure
+from .._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
+from .._imds.hints import plainly_not_azure
 from .._source import VARIABLES, ManagedIdentitySource, source_and_evidence
 
 # https://learn.microsoft.com/azure/storage/common/storage-use-azcopy-authorize-managed-identity and

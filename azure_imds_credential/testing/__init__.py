@@ -82,6 +82,6 @@ def __dir__() -> list[str]:
 
 def forget_tokens() -> None:
     """Empties the token cache of this process, so that the next `get_token` asks IMDS again."""
-    from azure_imds_credential import _token_cache
+    from azure_imds_credential._cache import token_cache
 
-    _token_cache.forget_tokens()
+    token_cache.forget_tokens()

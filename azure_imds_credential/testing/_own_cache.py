@@ -21,7 +21,7 @@ def own_shared_cache() -> Iterator[None]:
 
     Where no folder in memory can be made, tokens are not shared at all.
     """
-    from .._memory_files import FOLDER_VARIABLE
+    from .._shared.memory_files import FOLDER_VARIABLE
 
     folder, before = _folder(), os.environ.get(FOLDER_VARIABLE)
     os.environ[FOLDER_VARIABLE] = folder

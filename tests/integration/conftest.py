@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import trustme
 from environment import MACHINE
-from proving import CACHE, HERE, Colour, run, tool
+from proving import CACHE, HERE, Flavor, run, tool
 
 from azure_imds_credential.testing import ImdsEmulator, forget_tokens
 
 
 @pytest.fixture(params=["sync", "aio"])
-def colour(request: pytest.FixtureRequest) -> Colour:
-    return Colour(request.param)
+def flavor(request: pytest.FixtureRequest) -> Flavor:
+    return Flavor(request.param)
 
 
 @pytest.fixture(autouse=True)

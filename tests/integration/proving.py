@@ -1,4 +1,4 @@
-"""Tools that may be missing, commands, and Azure's clients in both colours."""
+"""Tools that may be missing, commands, and Azure's clients in both flavors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(*command: str | Path, seconds: float = INSTALL_SECONDS, **more: Any) -> 
     return str(done.stdout)
 
 
-class Colour:
+class Flavor:
     """The sync or the async half of a package, so that one test reads the same for both."""
 
     def __init__(self, name: str) -> None:
@@ -93,7 +93,7 @@ async def settled(value: Any) -> Any:
 
 @asynccontextmanager
 async def opened(client: Any) -> AsyncIterator[Any]:
-    """A client of either colour, closed in the end."""
+    """A client of either flavor, closed in the end."""
     try:
         yield client
     finally:

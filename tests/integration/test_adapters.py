@@ -79,7 +79,7 @@ def test_http_clients_send_the_token(name: str, sample: Sample, api: Cloud, imds
     imds.assert_requests(1, resource="api://example")
 
 
-def test_httpx_colours_share_a_token(api: Cloud, imds: ImdsEmulator, ca_file: str) -> None:
+def test_httpx_sync_and_aio_share_a_token(api: Cloud, imds: ImdsEmulator, ca_file: str) -> None:
     """The httpx adapter serves a sync and an async client with one request to IMDS."""
     needs("httpx")
     import ssl

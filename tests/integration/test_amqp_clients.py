@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
-from proving import HERE, Colour, opened, settled, tool
+from proving import HERE, Flavor, opened, settled, tool
 
 from azure_imds_credential.testing import ImdsEmulator, faults
 
@@ -73,16 +73,16 @@ def _way(broker: Broker, ca_file: str, package: str) -> dict[str, Any]:
 
 
 def test_an_event_hub_is_described_and_written_to(
-    broker: Broker, imds: ImdsEmulator, colour: Colour, ca_file: str
+    broker: Broker, imds: ImdsEmulator, flavor: Flavor, ca_file: str
 ) -> None:
     """EventHubProducerClient reads the hub's properties and sends an event with one token for Event Hubs."""
 
     async def story() -> None:
         from azure.eventhub import EventData
 
-        module = colour.module("azure.eventhub")
+        module = flavor.module("azure.eventhub")
         client = module.EventHubProducerClient(
-            NAMESPACE, "hub", colour.credential(), **_way(broker, ca_file, "azure.eventhub")
+            NAMESPACE, "hub", flavor.credential(), **_way(broker, ca_file, "azure.eventhub")
         )
         async with opened(client):
             assert (await settled(client.get_eventhub_properties()))["partition_ids"] == ["0", "1"]
@@ -90,7 +90,7 @@ def test_an_event_hub_is_described_and_written_to(
             batch.add(EventData("hello"))
             await settled(client.send_batch(batch))
 
-    colour.run(story)
+    flavor.run(story)
     assert broker.wait_for("message")["message"].endswith("/hub")
     put = broker.wait_for("put")
     assert (put["status"], put["audience"]) == (202, "https://eventhubs.azure.net/")
@@ -98,20 +98,20 @@ def test_an_event_hub_is_described_and_written_to(
     imds.assert_requests(1, resource="https://eventhubs.azure.net/")
 
 
-def test_a_service_bus_queue_is_written_to(broker: Broker, imds: ImdsEmulator, colour: Colour, ca_file: str) -> None:
+def test_a_service_bus_queue_is_written_to(broker: Broker, imds: ImdsEmulator, flavor: Flavor, ca_file: str) -> None:
     """ServiceBusClient sends a message with one token for Service Bus."""
 
     async def story() -> None:
         from azure.servicebus import ServiceBusMessage
 
-        module = colour.module("azure.servicebus")
+        module = flavor.module("azure.servicebus")
         async with opened(
-            module.ServiceBusClient(NAMESPACE, colour.credential(), **_way(broker, ca_file, "azure.servicebus"))
+            module.ServiceBusClient(NAMESPACE, flavor.credential(), **_way(broker, ca_file, "azure.servicebus"))
         ) as client:
             async with opened(client.get_queue_sender("queue")) as sender:
                 await settled(sender.send_messages(ServiceBusMessage("hello")))
 
-    colour.run(story)
+    flavor.run(story)
     assert broker.wait_for("message")["message"].endswith("/queue")
     put = broker.wait_for("put")
     assert (put["status"], put["audience"]) == (202, "https://servicebus.azure.net/")
@@ -119,7 +119,7 @@ def test_a_service_bus_queue_is_written_to(broker: Broker, imds: ImdsEmulator, c
 
 
 def test_a_token_that_the_broker_refuses_sends_nothing(
-    broker: Broker, imds: ImdsEmulator, colour: Colour, ca_file: str
+    broker: Broker, imds: ImdsEmulator, flavor: Flavor, ca_file: str
 ) -> None:
     """The judge can say no: a token of another kind is refused at $cbs, and no message gets through."""
     imds.script(faults.members(access_token="no-jwt-at-all"))
@@ -127,14 +127,14 @@ def test_a_token_that_the_broker_refuses_sends_nothing(
     async def story() -> None:
         from azure.eventhub.exceptions import EventHubError
 
-        module = colour.module("azure.eventhub")
+        module = flavor.module("azure.eventhub")
         client = module.EventHubProducerClient(
-            NAMESPACE, "hub", colour.credential(), **_way(broker, ca_file, "azure.eventhub")
+            NAMESPACE, "hub", flavor.credential(), **_way(broker, ca_file, "azure.eventhub")
         )
         async with opened(client):
             with pytest.raises(EventHubError):
                 await settled(client.get_eventhub_properties())
 
-    colour.run(story)
+    flavor.run(story)
     assert broker.wait_for("put")["status"] == 401
     assert not [fact for fact in broker.facts if "message" in fact]

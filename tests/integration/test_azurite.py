@@ -17,7 +17,7 @@ import jwt
 import pytest
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobBlock
-from proving import Colour, listed, opened, settled, tool
+from proving import Flavor, listed, opened, settled, tool
 
 from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsServiceError
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
@@ -69,13 +69,13 @@ def azurite(
             process.wait(10)
 
 
-def test_blobs_are_written_listed_read_and_deleted(azurite: Azurite, imds: ImdsEmulator, colour: Colour) -> None:
+def test_blobs_are_written_listed_read_and_deleted(azurite: Azurite, imds: ImdsEmulator, flavor: Flavor) -> None:
     """Azurite accepts the tokens for everything that a blob client does, and one request to IMDS serves it all."""
 
     async def story() -> None:
-        storage = colour.module("azure.storage.blob")
-        async with opened(storage.BlobServiceClient(azurite.blob, colour.credential(), **azurite.trust)) as service:
-            container = service.get_container_client(f"all-{colour.name}")
+        storage = flavor.module("azure.storage.blob")
+        async with opened(storage.BlobServiceClient(azurite.blob, flavor.credential(), **azurite.trust)) as service:
+            container = service.get_container_client(f"all-{flavor.name}")
             await settled(container.create_container())
             await settled(container.upload_blob("one.txt", b"one"))
             await settled(container.upload_blob("two.txt", b"two", metadata={"n": "2"}))
@@ -85,17 +85,17 @@ def test_blobs_are_written_listed_read_and_deleted(azurite: Azurite, imds: ImdsE
             await settled(container.delete_blob("one.txt"))
             assert [blob.name for blob in await listed(container.list_blobs())] == ["two.txt"]
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource=STORAGE)
 
 
-def test_messages_are_sent_peeked_received_and_deleted(azurite: Azurite, imds: ImdsEmulator, colour: Colour) -> None:
+def test_messages_are_sent_peeked_received_and_deleted(azurite: Azurite, imds: ImdsEmulator, flavor: Flavor) -> None:
     """Azurite accepts the tokens for everything that a queue client does, and one request to IMDS serves it all."""
 
     async def story() -> None:
-        storage = colour.module("azure.storage.queue")
-        async with opened(storage.QueueServiceClient(azurite.queue, colour.credential(), **azurite.trust)) as service:
-            queue = await settled(service.create_queue(f"all-{colour.name}"))
+        storage = flavor.module("azure.storage.queue")
+        async with opened(storage.QueueServiceClient(azurite.queue, flavor.credential(), **azurite.trust)) as service:
+            queue = await settled(service.create_queue(f"all-{flavor.name}"))
             for text in ("one", "two"):
                 await settled(queue.send_message(text))
             assert [message.content for message in await settled(queue.peek_messages(max_messages=5))] == ["one", "two"]
@@ -105,21 +105,21 @@ def test_messages_are_sent_peeked_received_and_deleted(azurite: Azurite, imds: I
                 await settled(queue.delete_message(message))
             assert (await settled(queue.get_queue_properties())).approximate_message_count == 0
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource=STORAGE)
 
 
-def test_64_mib_in_parallel_blocks_take_one_request(azurite: Azurite, imds: ImdsEmulator, colour: Colour) -> None:
+def test_64_mib_in_parallel_blocks_take_one_request(azurite: Azurite, imds: ImdsEmulator, flavor: Flavor) -> None:
     """A client that uploads and downloads 64 blocks, 16 at once, asks IMDS once."""
     data = os.urandom(64 * MIB)
     small = {"max_block_size": MIB, "max_single_put_size": MIB, "max_single_get_size": MIB, "max_chunk_get_size": MIB}
 
     async def story() -> None:
-        storage = colour.module("azure.storage.blob")
+        storage = flavor.module("azure.storage.blob")
         async with opened(
-            storage.BlobServiceClient(azurite.blob, colour.credential(), **small, **azurite.trust)
+            storage.BlobServiceClient(azurite.blob, flavor.credential(), **small, **azurite.trust)
         ) as service:
-            container = service.get_container_client(f"large-{colour.name}")
+            container = service.get_container_client(f"large-{flavor.name}")
             await settled(container.create_container())
             blob = container.get_blob_client("64-MiB")
             await settled(blob.upload_blob(data, max_concurrency=THREADS))
@@ -128,7 +128,7 @@ def test_64_mib_in_parallel_blocks_take_one_request(azurite: Azurite, imds: Imds
             download = await settled(blob.download_blob(max_concurrency=THREADS))
             assert hashlib.sha256(await settled(download.readall())).digest() == hashlib.sha256(data).digest()
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource=STORAGE)
 
 
@@ -184,7 +184,7 @@ def _token(**claims: Any) -> str:
 def test_a_token_that_azurite_refuses_is_shown_as_its_refusal(
     azurite: Azurite,
     monkeypatch: pytest.MonkeyPatch,
-    colour: Colour,
+    flavor: Flavor,
     behind: float,
     answer: dict[str, Any],
     audience: str,
@@ -197,8 +197,8 @@ def test_a_token_that_azurite_refuses_is_shown_as_its_refusal(
             imds.script(faults.members(**answer))
 
         async def story() -> None:
-            storage = colour.module("azure.storage.blob")
-            credential = colour.credential()
+            storage = flavor.module("azure.storage.blob")
+            credential = flavor.credential()
             async with opened(
                 storage.BlobServiceClient(azurite.blob, credential, audience=audience, retry_total=0, **azurite.trust)
             ) as service:
@@ -211,7 +211,7 @@ def test_a_token_that_azurite_refuses_is_shown_as_its_refusal(
                 if not answer:
                     assert info.audience == audience
 
-        colour.run(story)
+        flavor.run(story)
 
 
 @pytest.mark.parametrize(
@@ -225,35 +225,35 @@ def test_a_token_that_azurite_refuses_is_shown_as_its_refusal(
     ids=["spaces", "empty", "already expired", "for another resource"],
 )
 def test_a_bad_token_never_reaches_azurite(
-    azurite: Azurite, imds: ImdsEmulator, colour: Colour, answer: dict[str, Any], error: type[AzureError], requests: int
+    azurite: Azurite, imds: ImdsEmulator, flavor: Flavor, answer: dict[str, Any], error: type[AzureError], requests: int
 ) -> None:
     """What cannot be a token for this resource is our error, as the storage client's user sees it; nothing is sent."""
     imds.script(*[faults.members(**answer)] * 2)
     heard: list[object] = []
 
     async def story() -> None:
-        storage = colour.module("azure.storage.blob")
+        storage = flavor.module("azure.storage.blob")
         async with opened(
             storage.BlobServiceClient(
-                azurite.blob, colour.credential(), raw_response_hook=heard.append, retry_total=0, **azurite.trust
+                azurite.blob, flavor.credential(), raw_response_hook=heard.append, retry_total=0, **azurite.trust
             )
         ) as service:
             with pytest.raises(error):
                 await settled(service.create_container("never"))
 
-    colour.run(story)
+    flavor.run(story)
     assert heard == []
     imds.assert_requests(requests)
 
 
-def test_a_refreshed_token_is_accepted_again(azurite: Azurite, monkeypatch: pytest.MonkeyPatch, colour: Colour) -> None:
+def test_a_refreshed_token_is_accepted_again(azurite: Azurite, monkeypatch: pytest.MonkeyPatch, flavor: Flavor) -> None:
     """After IMDS handed out an expired token, force_refresh fetches one that Azurite accepts."""
     with ImdsEmulator(clock=lambda: time.time() - 2 * DAY) as imds:
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
 
         async def story() -> None:
-            storage = colour.module("azure.storage.blob")
-            credential = colour.credential()
+            storage = flavor.module("azure.storage.blob")
+            credential = flavor.credential()
             async with opened(
                 storage.BlobServiceClient(azurite.blob, credential, retry_total=0, **azurite.trust)
             ) as service:
@@ -264,9 +264,9 @@ def test_a_refreshed_token_is_accepted_again(azurite: Azurite, monkeypatch: pyte
             async with opened(
                 storage.BlobServiceClient(azurite.blob, credential, retry_total=0, **azurite.trust)
             ) as service:
-                await settled(service.create_container(f"later-{colour.name}"))
+                await settled(service.create_container(f"later-{flavor.name}"))
 
-        colour.run(story)
+        flavor.run(story)
         imds.assert_requests(2)
 
 

@@ -1,7 +1,7 @@
 """What azure-identity's and msal's own suites check of managed identity by IMDS, in our words, held to our credential.
 
 Each row names the test of theirs that it comes from. Where we mean to differ, the row's docstring says so and the row
-checks the difference. Both colours run every row. (Read in public copies of the two repositories of 2020 to 2026.)
+checks the difference. Both flavors run every row. (Read in public copies of the two repositories of 2020 to 2026.)
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from azure.core.exceptions import ClientAuthenticationError
 from azure.core.pipeline.policies import CustomHookPolicy, SansIOHTTPPolicy
 from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import CredentialUnavailableError
-from colours import VirtualTime
-from proving import Colour, settled
+from flavors import VirtualTime
+from proving import Flavor, settled
 
 from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, ManagedIdentitySource, detect_source
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
@@ -27,11 +27,11 @@ SCOPE, RESOURCE = "https://vault.azure.net/.default", "https://vault.azure.net"
 
 
 class World(NamedTuple):
-    """What a row has at hand: a machine, both colours' credentials, and an environment to set."""
+    """What a row has at hand: a machine, both flavors' credentials, and an environment to set."""
 
     imds: ImdsEmulator
     make: Callable[..., Any]
-    colour: Colour
+    flavor: Flavor
     environment: pytest.MonkeyPatch
     time: VirtualTime
 
@@ -303,7 +303,7 @@ async def a_claims_challenge_asks_for_a_newer_token(world: World) -> None:
 @row(
     f"{AZURE}test_imds_credential_async.py::test_imds_close",
     f"{AZURE}test_managed_identity.py::test_close",
-    f"{AZURE}test_managed_identity.py::test_close_incomplete_configuration",
+    f"{AZURE}test_managed_identity.py::test_close_incomplete_options",
 )
 async def close_is_always_allowed(world: World) -> None:
     credential = world.make()
@@ -315,11 +315,11 @@ async def close_is_always_allowed(world: World) -> None:
 @row(
     f"{AZURE}test_imds_credential_async.py::test_imds_context_manager",
     f"{AZURE}test_managed_identity.py::test_context_manager",
-    f"{AZURE}test_managed_identity.py::test_context_manager_incomplete_configuration",
+    f"{AZURE}test_managed_identity.py::test_context_manager_incomplete_options",
 )
 async def it_is_a_context_manager(world: World) -> None:
     credential = world.make()
-    names = ("__enter__", "__exit__") if world.colour.name == "sync" else ("__aenter__", "__aexit__")
+    names = ("__enter__", "__exit__") if world.flavor.name == "sync" else ("__aenter__", "__aexit__")
     enter, leave = (getattr(credential, name) for name in names)
     assert await settled(enter()) is credential
     assert not await settled(leave(None, None, None))
@@ -419,7 +419,7 @@ async def the_environment_names_another_endpoint(world: World) -> None:
 @row(f"{AZURE}test_imds_credential.py::TestImds::test_managed_identity_aci_probe (within a chain)")
 async def a_chain_costs_no_probe(world: World) -> None:
     """Differs: azure-identity sends a request without header first; here the answer itself tells what is there."""
-    chain = world.colour.module("azure.identity").ChainedTokenCredential(world.make())
+    chain = world.flavor.module("azure.identity").ChainedTokenCredential(world.make())
     assert (await settled(chain.get_token(SCOPE))).token in world.imds.tokens
     assert [request.header("Metadata") for request in world.imds.requests] == ["true"]
 
@@ -448,14 +448,14 @@ async def another_source_is_named_and_nothing_is_sent(world: World) -> None:
 
 @pytest.mark.parametrize(("reference", "check"), ROWS, ids=[check.__name__ for _, check in ROWS])
 def test_what_the_peers_suites_check_holds_here(
-    reference: str, check: Check, colour: Colour, virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch
+    reference: str, check: Check, flavor: Flavor, virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each row of the table holds for both colours."""
+    """Each row of the table holds for both flavors."""
     assert "::" in reference or ", " in reference or ": " in reference
-    with ImdsEmulator(clock=virtual_time.wall_clock) as imds:
+    with ImdsEmulator(clock=virtual_time.wall) as imds:
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
-        world = World(imds, colour.credential, colour, monkeypatch, virtual_time)
-        colour.run(lambda: _told(check, world))
+        world = World(imds, flavor.credential, flavor, monkeypatch, virtual_time)
+        flavor.run(lambda: _told(check, world))
 
 
 async def _told(check: Check, world: World) -> None:

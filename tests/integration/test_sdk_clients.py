@@ -16,7 +16,7 @@ from azure.keyvault.keys.crypto import SignatureAlgorithm
 from cloud import Answer, Cloud, Request, Service
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from proving import Colour, listed, opened, settled
+from proving import Flavor, listed, opened, settled
 from vault import AUDIENCE, Vault
 
 from azure_imds_credential import ImdsRequestError
@@ -44,18 +44,18 @@ def way(imds: ImdsEmulator, authority: trustme.CA, ca_file: str) -> Iterator[Any
         assert len(cloud.requests) > len(refused), "the service was never reached with a good token"
 
 
-def _vault_host(colour: Colour, kind: str) -> str:
-    return f"{kind}-{colour.name}.vault.azure.net"
+def _vault_host(flavor: Flavor, kind: str) -> str:
+    return f"{kind}-{flavor.name}.vault.azure.net"
 
 
-def test_keys_are_made_listed_and_sign(way: Any, imds: ImdsEmulator, colour: Colour) -> None:
+def test_keys_are_made_listed_and_sign(way: Any, imds: ImdsEmulator, flavor: Flavor) -> None:
     """KeyClient makes and lists keys, CryptographyClient signs with one; the signature holds; one IMDS request."""
-    host = _vault_host(colour, "keys")
+    host = _vault_host(flavor, "keys")
     how = way({host: Vault(host).service})
 
     async def story() -> None:
-        keys, crypto = colour.module("azure.keyvault.keys"), colour.module("azure.keyvault.keys.crypto")
-        credential = colour.credential()
+        keys, crypto = flavor.module("azure.keyvault.keys"), flavor.module("azure.keyvault.keys.crypto")
+        credential = flavor.credential()
         async with opened(keys.KeyClient(f"https://{host}", credential, **how)) as client:
             key = await settled(client.create_rsa_key("signing", size=2048))
             assert [one.name for one in await listed(client.list_properties_of_keys())] == ["signing"]
@@ -65,23 +65,23 @@ def test_keys_are_made_listed_and_sign(way: Any, imds: ImdsEmulator, colour: Col
             assert (await settled(client.verify(rs256, digest, signed.signature))).is_valid
             assert not (await settled(client.verify(rs256, digest[::-1], signed.signature))).is_valid
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource=AUDIENCE)
 
 
-def test_certificates_are_listed_and_read(way: Any, imds: ImdsEmulator, authority: trustme.CA, colour: Colour) -> None:
+def test_certificates_are_listed_and_read(way: Any, imds: ImdsEmulator, authority: trustme.CA, flavor: Flavor) -> None:
     """CertificateClient lists certificates and reads one; one IMDS request."""
-    host = _vault_host(colour, "certificates")
+    host = _vault_host(flavor, "certificates")
     der = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).public_bytes(Encoding.DER)
     how = way({host: Vault(host, der).service})
 
     async def story() -> None:
-        module = colour.module("azure.keyvault.certificates")
-        async with opened(module.CertificateClient(f"https://{host}", colour.credential(), **how)) as client:
+        module = flavor.module("azure.keyvault.certificates")
+        async with opened(module.CertificateClient(f"https://{host}", flavor.credential(), **how)) as client:
             assert [one.name for one in await listed(client.list_properties_of_certificates())] == ["site"]
             assert bytes((await settled(client.get_certificate("site"))).cer) == der
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource=AUDIENCE)
 
 
@@ -111,52 +111,52 @@ class Arm:
         return Answer(404, {"error": {"code": "NotFound", "message": request.path}})
 
 
-def test_resource_groups_are_listed_and_deleted(way: Any, imds: ImdsEmulator, colour: Colour) -> None:
+def test_resource_groups_are_listed_and_deleted(way: Any, imds: ImdsEmulator, flavor: Flavor) -> None:
     """ResourceManagementClient lists and, in a long-running operation, deletes; every poll has the token."""
     arm = Arm()
     how = way({"management.azure.com": arm.service})
 
     async def story() -> None:
-        module = colour.module("azure.mgmt.resource.resources")
-        async with opened(module.ResourceManagementClient(colour.credential(), SUBSCRIPTION, **how)) as client:
+        module = flavor.module("azure.mgmt.resource.resources")
+        async with opened(module.ResourceManagementClient(flavor.credential(), SUBSCRIPTION, **how)) as client:
             assert [one.name for one in await listed(client.resource_groups.list())] == ["old", "new"]
             await settled(client.resource_groups.begin_delete("old", polling_interval=0))
 
-    colour.run(story)
+    flavor.run(story)
     assert arm.polls == 3
     imds.assert_requests(1, resource=ARM)
 
 
-def test_virtual_machines_are_listed(way: Any, imds: ImdsEmulator, colour: Colour) -> None:
+def test_virtual_machines_are_listed(way: Any, imds: ImdsEmulator, flavor: Flavor) -> None:
     """ComputeManagementClient lists virtual machines; one IMDS request."""
     how = way({"management.azure.com": Arm().service})
 
     async def story() -> None:
-        module = colour.module("azure.mgmt.compute")
-        async with opened(module.ComputeManagementClient(colour.credential(), SUBSCRIPTION, **how)) as client:
+        module = flavor.module("azure.mgmt.compute")
+        async with opened(module.ComputeManagementClient(flavor.credential(), SUBSCRIPTION, **how)) as client:
             assert [one.name for one in await listed(client.virtual_machines.list_all())] == ["vm-1"]
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource=ARM)
 
 
-def test_settings_are_read(way: Any, imds: ImdsEmulator, colour: Colour) -> None:
+def test_settings_are_read(way: Any, imds: ImdsEmulator, flavor: Flavor) -> None:
     """AzureAppConfigurationClient reads a setting with a token for App Configuration."""
 
     def answer(request: Request) -> Answer:
-        if request.path != "/kv/colour":
+        if request.path != "/kv/flavor":
             return Answer(404)
-        return Answer(200, {"key": "colour", "value": "blue", "etag": "1", "locked": False, "tags": {}})
+        return Answer(200, {"key": "flavor", "value": "blue", "etag": "1", "locked": False, "tags": {}})
 
     how = way({"demo.azconfig.io": Service("https://azconfig.io", answer)})
 
     async def story() -> None:
-        module = colour.module("azure.appconfiguration")
-        client = module.AzureAppConfigurationClient("https://demo.azconfig.io", colour.credential(), **how)
+        module = flavor.module("azure.appconfiguration")
+        client = module.AzureAppConfigurationClient("https://demo.azconfig.io", flavor.credential(), **how)
         async with opened(client):
-            assert (await settled(client.get_configuration_setting("colour"))).value == "blue"
+            assert (await settled(client.get_configuration_setting("flavor"))).value == "blue"
 
-    colour.run(story)
+    flavor.run(story)
     imds.assert_requests(1, resource="https://azconfig.io")
 
 
@@ -171,9 +171,9 @@ def _cosmos(request: Request) -> Answer:
     return Answer(404, {"code": "NotFound", "message": request.path})
 
 
-def _trusting(ca_file: str, colour: Colour) -> dict[str, Any]:
-    """How a CosmosClient is told whom to trust: each colour has one way that works."""
-    if colour.name == "sync":
+def _trusting(ca_file: str, flavor: Flavor) -> dict[str, Any]:
+    """How a CosmosClient is told whom to trust: each flavor has one way that works."""
+    if flavor.name == "sync":
         policy = ConnectionPolicy()
         policy.SSLConfiguration = SSLConfiguration()
         policy.SSLConfiguration.SSLCaCerts = ca_file
@@ -184,7 +184,7 @@ def _trusting(ca_file: str, colour: Colour) -> dict[str, Any]:
 
 @pytest.mark.parametrize("known", [f"https://{COSMOS_HOST}", "https://cosmos.azure.com"], ids=["account", "fallback"])
 def test_databases_are_listed(
-    authority: trustme.CA, ca_file: str, colour: Colour, known: str, monkeypatch: pytest.MonkeyPatch
+    authority: trustme.CA, ca_file: str, flavor: Flavor, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CosmosClient asks for its account's audience and, when Entra knows none (AADSTS500011), for that of all."""
     with ImdsEmulator(known_resources=[known]) as imds:
@@ -193,11 +193,11 @@ def test_databases_are_listed(
         with Cloud(imds, authority, {COSMOS_HOST: service}) as cloud:
 
             async def story() -> None:
-                client = colour.module("azure.cosmos").CosmosClient(
+                client = flavor.module("azure.cosmos").CosmosClient(
                     f"https://{COSMOS_HOST}:443/",
-                    colour.credential(),
+                    flavor.credential(),
                     proxies=cloud.proxies,
-                    **_trusting(ca_file, colour),
+                    **_trusting(ca_file, flavor),
                     retry_total=0,
                 )
                 enter = getattr(client, "__aenter__", None) or client.__enter__
@@ -208,14 +208,14 @@ def test_databases_are_listed(
                 finally:
                     await settled(leave(None, None, None))
 
-            colour.run(story)
+            flavor.run(story)
             assert {line[:3] for line in cloud.requests} == {"200"}
         asked = [request.param("resource") for request in imds.token_requests]
         assert asked == list(dict.fromkeys([f"https://{COSMOS_HOST}", known]))
 
 
 def test_a_resource_that_entra_does_not_know_stops_a_client(
-    authority: trustme.CA, ca_file: str, colour: Colour, monkeypatch: pytest.MonkeyPatch
+    authority: trustme.CA, ca_file: str, flavor: Flavor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client's user sees ImdsRequestError with Entra's code, which azure-core takes for an authentication error."""
     with ImdsEmulator(known_resources=["https://vault.azure.net"]) as imds:
@@ -224,11 +224,11 @@ def test_a_resource_that_entra_does_not_know_stops_a_client(
             how = {"proxies": cloud.proxies, "connection_verify": ca_file}
 
             async def story() -> None:
-                module = colour.module("azure.mgmt.compute")
-                async with opened(module.ComputeManagementClient(colour.credential(), SUBSCRIPTION, **how)) as client:
+                module = flavor.module("azure.mgmt.compute")
+                async with opened(module.ComputeManagementClient(flavor.credential(), SUBSCRIPTION, **how)) as client:
                     with pytest.raises(ImdsRequestError, match="AADSTS500011") as caught:
                         await listed(client.virtual_machines.list_all())
                     assert isinstance(caught.value, ClientAuthenticationError)
 
-            colour.run(story)
+            flavor.run(story)
             assert cloud.requests == []

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..._configuration import TOKEN_PATH
+from ..._endpoint import TOKEN_PATH
 from .._emulator.journal import Journal, Request
 from .._emulator.profiles import PROFILES
 from .._emulator.token_endpoint import WRONG_METHOD, WRONG_PATH, header_fault, query_fault

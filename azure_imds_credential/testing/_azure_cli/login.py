@@ -8,7 +8,7 @@ import subprocess
 from datetime import datetime
 from typing import Any
 
-from ..._claims import claims_of
+from ..._jwt import claims_of
 from .._http.messages import compact
 
 AZ_SECONDS = 60.0  # it starts a Python of its own and may ask Entra; a second or two is usual

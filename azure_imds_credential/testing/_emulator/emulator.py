@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..._configuration import TOKEN_PATH
+from ..._endpoint import TOKEN_PATH
 from .._http import checks
 from .._http.server import Server, address
 from ..faults import wireserver as wireserver_fault

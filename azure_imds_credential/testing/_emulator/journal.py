@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from ..._configuration import TOKEN_PATH
+from ..._endpoint import TOKEN_PATH
 from .._http import checks
 from .._http.messages import Received
 

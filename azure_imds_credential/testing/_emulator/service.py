@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..._configuration import TOKEN_PATH
+from ..._endpoint import TOKEN_PATH
 from .._http import checks
 from .._http.messages import THROTTLED
 from ..faults import describe, ok

@@ -13,7 +13,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..._claims import claims_of
+from ..._jwt import claims_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

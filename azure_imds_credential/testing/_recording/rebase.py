@@ -6,7 +6,7 @@ import re
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from ..._claims import claims_of
+from ..._jwt import claims_of
 from .fakes import GUID, TOKEN, is_dummy_token, with_claims
 from .structure import Place, json_or_none, rewrite_json
 

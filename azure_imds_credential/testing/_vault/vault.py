@@ -13,7 +13,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..._claims import claims_of
+from ..._jwt import claims_of
 from .._emulator.identities import TENANT_ID
 from .tls_proxy import Answer, HostDouble, Request
 

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the answer parser: `python tests/fuzz_answers.py -max_total_time=60`.
+"""Coverage-guided fuzzing of `judge`: `python tests/fuzz_responses.py -max_total_time=60`.
 
 Not a test module: libFuzzer takes over the process. tests/test_fuzz.py runs a bounded piece of it.
 """
@@ -11,15 +11,14 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["azure_imds_credential", "json"]):
-    from azure_imds_credential._answer import EXCERPT_LIMIT, Reply, judge
-    from azure_imds_credential._freshness import LONGEST_LIFE
-    from azure_imds_credential._identity import identity_from
+    from azure_imds_credential._identity import Identity
+    from azure_imds_credential._imds.response import EXCERPT_LIMIT, Response, Situation, judge
+    from azure_imds_credential._jwt import MAX_LIFE
     from azure_imds_credential._whoami import identity_info
 
 RESOURCE = "https://vault.azure.net"
 CLIENT = "6a7b8c9d-0000-4000-8000-00000000abcd"
-SYSTEM = identity_from(client_id=None, object_id=None, resource_id=None)
-USER = identity_from(client_id=CLIENT, object_id=None, resource_id=None)
+IDENTITIES = [Identity(), Identity("client_id", CLIENT), Identity(must_be_system_assigned=True)]
 NAMES = ("server", "date", "retry-after", "x-ms-request-id", "location")
 SEEDS = (
     b'{"access_token":"e30.e30.e30","expires_in":"3600","resource":"https://vault.azure.net"}',
@@ -28,7 +27,7 @@ SEEDS = (
 
 
 def judge_one(data: bytes) -> None:
-    """Build an answer from bytes, judge it, and check what every verdict promises."""
+    """Build a response from bytes, judge it, and check what every verdict promises."""
     provider = atheris.FuzzedDataProvider(data)
     status = provider.PickValueInList(
         [200, 200, 200, 400, 404, 410, 429, 500, 302, provider.ConsumeIntInRange(100, 999)]
@@ -36,19 +35,20 @@ def judge_one(data: bytes) -> None:
     headers = {name: provider.ConsumeUnicode(20) for name in NAMES if provider.ConsumeBool()}
     if provider.ConsumeBool():
         headers["server"] = "IMDS/1"
-    seen, identity = provider.ConsumeBool(), USER if provider.ConsumeBool() else SYSTEM
+    situation = Situation(*(provider.ConsumeBool() for _ in Situation._fields))
+    identity = provider.PickValueInList(IDENTITIES)
     body = provider.ConsumeBytes(4096)
     if provider.ConsumeBool():
         body = SEEDS[len(body) % 2].replace(b"3600", body[:40])
 
-    verdict = judge(Reply(status, headers, body), identity, RESOURCE, seen=seen, now=1.79e9)
+    verdict = judge(Response(status, headers, body), identity, RESOURCE, situation, 1.79e9)
     for shown in (verdict.description, verdict.code, verdict.excerpt, verdict.request_id):
         assert shown is None or (len(shown) <= EXCERPT_LIMIT and shown.isprintable())
     if verdict.error is None:
         assert status == 200
         document = json.loads(body.decode("utf-8-sig"))
         assert document["access_token"] == verdict.access_token
-        assert 0 < verdict.life <= LONGEST_LIFE
+        assert 0 < verdict.life <= MAX_LIFE
         identity_info(verdict.access_token)
     else:
         assert not verdict.access_token

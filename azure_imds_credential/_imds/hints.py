@@ -1,4 +1,4 @@
-"""What to do next. Words of IMDS and signs of the machine may choose a hint; they never decide what happens."""
+"""What a reader of an error does next. IMDS's words and facts about the machine choose a hint; they decide nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from . import exceptions as e
-from ._answer import Verdict
-from ._identity import Identity
+from .._identity import Identity
+from ..exceptions import (
+    IdentityMismatchError,
+    IdentityUnavailableError,
+    ImdsRequestError,
+    ImdsServiceError,
+    ImdsThrottledError,
+)
+from .response import Verdict
 
 # DMI vendors of machines that cannot be Azure VMs ("Microsoft Corporation" there). Unknown ones say nothing.
 # https://www.freedesktop.org/software/systemd/man/latest/systemd-detect-virt.html lists the same names.
@@ -28,38 +34,44 @@ def _read(path: str) -> str:
 
 
 def plainly_not_azure(platform: str = sys.platform, read: Callable[[str], str] = _read) -> bool:
-    """Whether this machine is of a kind that Azure does not have. Only shortens a wait."""
+    """Return whether this machine is of a kind that Azure does not have. This only shortens a wait."""
     return platform == "darwin" or read("/sys/class/dmi/id/sys_vendor").startswith(_OTHER_VENDORS)
 
 
 @cache
-def this_machine_is_plainly_not_azure() -> bool:
-    """Ask once: a machine does not change its kind."""
+def is_plainly_not_azure() -> bool:
+    """Return `plainly_not_azure()`, read once: a machine does not change its kind."""
     return plainly_not_azure()
 
 
+# Where the package of the Metadata Security Protocol's guest agent puts its program and its configuration: the RPM
+# specification in https://github.com/Azure/GuestProxyAgent.
+_PROXY_AGENT = ("/usr/sbin/azure-proxy-agent", "/etc/azure/proxy-agent.json")
+
+
+def has_proxy_agent(exists: Callable[[str], bool] = os.path.exists) -> bool:
+    """Return whether the guest agent of the Metadata Security Protocol is installed on this machine."""
+    return any(exists(path) for path in _PROXY_AGENT)
+
+
 def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | None = None) -> str:
-    """Choose the sentence that tells the reader of an error what to do next."""
+    """Return the sentence that tells the reader of an error what to do next."""
     environ = os.environ if environ is None else environ
-    if verdict.error is e.IdentityUnavailableError:
+    if verdict.error is IdentityUnavailableError:
         return _assign(verdict.description or "", identity)
-    if verdict.error is e.IdentityMismatchError:
-        thrown_away = "The token was thrown away. Check what answers there: it does not give what it is asked for."
-        if identity.value is None:  # nobody was named, so it can only be the resource
-            return thrown_away
-        return f"{thrown_away} If it is another identity, see which ones the machine has, and name the one you mean."
-    if verdict.error is e.ImdsRequestError:
+    if verdict.error is IdentityMismatchError:
+        return _mismatch(identity)
+    if verdict.error is ImdsRequestError:
         return _refused(verdict)
-    if verdict.error is e.ImdsThrottledError:
+    if verdict.error is ImdsThrottledError:
         return (
             "A VM may ask IMDS 20 times a second and 5 at once. Find out who else asks; share one token between the "
             "processes with shared_cache=True."
         )
-    if verdict.error is e.ImdsServiceError:
-        return "IMDS on this machine is ill or being updated; that usually passes within minutes. Try again later."
+    if verdict.error is ImdsServiceError:
+        return "IMDS on this machine fails or is being updated; that usually passes within minutes. Try again later."
     if verdict.status is not None:
-        shown = f" It said: {verdict.excerpt}" if verdict.excerpt else ""
-        return f"Something that is not IMDS answered (a proxy, a portal, another cloud, Docker Desktop).{shown}"
+        return "Something that is not IMDS answered: a proxy, a portal, another cloud or Docker Desktop."
     if "KUBERNETES_SERVICE_HOST" in environ:
         return (
             "This is a pod: a network policy or AKS's IMDS restriction may block it. With workload identity "
@@ -71,24 +83,38 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
     )
 
 
+def _mismatch(identity: Identity) -> str:
+    if identity.must_be_system_assigned:
+        return "Assign the machine its system-assigned identity, or leave require_system_assigned out."
+    discarded = "The token was discarded. Check what answers there: it does not give what it is asked for."
+    if identity.value is None:  # no identity was selected, so it can only be the resource
+        return discarded
+    return f"{discarded} If it is another identity, see which ones the machine has, and name the one you mean."
+
+
 def _refused(verdict: Verdict) -> str:
+    if verdict.refused_by_agent:
+        # https://learn.microsoft.com/azure/virtual-machines/metadata-security-protocol/overview
+        return (
+            "The Metadata Security Protocol's guest agent (azure-proxy-agent) refuses this process: have its rules for "
+            "IMDS allow this program and user."
+        )
     if verdict.code == "invalid_resource":
         return "Check the scope: its resource must exist in the identity's tenant."
     if verdict.status in (401, 403):
-        # https://learn.microsoft.com/azure/virtual-machines/metadata-security-protocol/overview
-        return "IMDS refuses this process: look at the machine's Metadata Security Protocol, or another policy of it."
-    return "IMDS will not take this request as it is: check scope and identity, and what changed there of late."
+        return "IMDS refuses this process: look at the machine's Metadata Security Protocol and its other policies."
+    return "IMDS does not accept this request: check scope and identity, and what changed there of late."
 
 
 def several_identities(description: str) -> bool:
-    """Whether IMDS says that it cannot choose; in English, so this may only choose words."""
+    """Return whether IMDS says that it cannot choose. Its wording is no contract, so this only chooses a hint."""
     return "ultiple" in description
 
 
 def _assign(description: str, identity: Identity) -> str:
     if "az login" in description:  # `azure-imds emulate --from azure-cli` hands on the words of the Azure CLI
         return "Log in where the emulator runs: `az login`. It need not be started again."
-    if identity.kind == "system-assigned":
+    if identity.value is None:
         if several_identities(description):
             return "Name one with client_id, object_id or resource_id: `az vm identity show -g GROUP -n VM` lists them."
         return (

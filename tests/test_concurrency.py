@@ -1,4 +1,4 @@
-"""One request for all who ask at once: threads, tasks and loops, and what happens when one of them leaves."""
+"""One request for all callers at once: threads, tasks and loops, and what happens when one of them leaves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from colours import SYNC, VAULT, Colour, VirtualTime
+from flavors import SYNC, VAULT, Flavor, VirtualTime
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
-from azure_imds_credential._endpoint import AT_ONCE, Gate
-from azure_imds_credential._flight import Flight, Outcome
+from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW
+from azure_imds_credential._request import TokenResult
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
@@ -41,21 +41,21 @@ def _at_once(calls: list[Callable[[], Any]]) -> list[Any]:
         return list(pool.map(call, calls))
 
 
-def test_threads_on_one_credential_cost_one_request(imds: ImdsEmulator) -> None:
+def test_threads_share_a_request(imds: ImdsEmulator) -> None:
     """64 threads that share a credential."""
     credential = ImdsCredential(endpoint=imds.endpoint)
     assert set(_at_once([lambda: credential.get_token(VAULT).token] * MANY)) == {imds.tokens[0]}
     imds.assert_requests(1)
 
 
-def test_threads_with_their_own_credentials_cost_one_request(imds: ImdsEmulator) -> None:
+def test_credentials_share_a_request(imds: ImdsEmulator) -> None:
     """64 threads with a credential each."""
     ask = [lambda: ImdsCredential(endpoint=imds.endpoint).get_token(VAULT).token] * MANY
     assert set(_at_once(ask)) == {imds.tokens[0]}
     imds.assert_requests(1)
 
 
-def test_tasks_loops_and_threads_together_cost_one_request() -> None:
+def test_tasks_loops_and_threads_share_a_request() -> None:
     """1,000 tasks in four event loops and 64 threads, sync and aio mixed, while IMDS takes its time."""
 
     async def tasks(number: int) -> set[str]:
@@ -71,7 +71,7 @@ def test_tasks_loops_and_threads_together_cost_one_request() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"retry_total": 5}], ids=["one cache", "a cache each"])
-def test_many_resources_at_once_keep_to_the_limits_of_imds(options: dict[str, Any]) -> None:
+def test_many_resources_keep_the_limits(options: dict[str, Any]) -> None:
     """64 tokens for 64 resources: at most five requests at a time, and never a 429 for being too many at once."""
     with ImdsEmulator(latency=0.02, throttle=True) as imds:
         scopes = [f"https://r{number}.example/.default" for number in range(MANY)]
@@ -97,7 +97,7 @@ def test_many_resources_at_once_keep_to_the_limits_of_imds(options: dict[str, An
         imds.assert_requests(MANY)
 
 
-def test_each_caller_raises_an_error_of_its_own() -> None:
+def test_each_caller_has_an_error_of_its_own() -> None:
     """A failed flight fails all who waited, each with its own instance: one raised twice would mix tracebacks."""
     with ImdsEmulator(identities=[], latency=0.3) as imds:
         credential = ImdsCredential(endpoint=imds.endpoint)
@@ -107,7 +107,7 @@ def test_each_caller_raises_an_error_of_its_own() -> None:
         imds.assert_requests(1)
 
 
-def test_a_cancelled_task_takes_nothing_from_the_others(imds: ImdsEmulator) -> None:
+def test_a_cancelled_task_leaves_alone(imds: ImdsEmulator) -> None:
     """The task that asked first is cancelled; the request goes on and serves the rest."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -130,7 +130,7 @@ def test_a_cancelled_task_takes_nothing_from_the_others(imds: ImdsEmulator) -> N
     imds.assert_requests(1)
 
 
-def test_a_loop_that_ends_takes_nothing_from_the_others(imds: ImdsEmulator) -> None:
+def test_a_loop_that_ends_leaves_alone(imds: ImdsEmulator) -> None:
     """`asyncio.run` ends while its task waits; a thread and another loop get the token of the same request."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -175,9 +175,7 @@ def test_an_interrupt_reaches_its_caller_alone(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
-def test_a_leader_that_is_interrupted_before_it_asked_is_replaced(
-    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_before_the_request_leaves_no_trace(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interrupt comes while the thread of the request is being started: nobody hangs, the next caller asks."""
     start, interrupted = threading.Thread.start, []
 
@@ -195,9 +193,7 @@ def test_a_leader_that_is_interrupted_before_it_asked_is_replaced(
     imds.assert_requests(1)
 
 
-def test_where_no_thread_can_start_the_caller_asks_itself(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_threads_the_caller_asks(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the interpreter is shutting down: the token comes all the same."""
     start = threading.Thread.start
 
@@ -207,33 +203,33 @@ def test_where_no_thread_can_start_the_caller_asks_itself(
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert colour.ask(imds.endpoint).token == imds.tokens[0]
+    assert flavor.ask(imds.endpoint).token == imds.tokens[0]
 
 
-def test_who_has_little_time_leaves_and_the_others_stay(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_short_timeout_ends_one_call(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A short `timeout` ends one caller's wait, not the request."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
     with ThreadPoolExecutor(1) as pool:
-        patient = pool.submit(colour.ask, imds.endpoint)
+        patient = pool.submit(flavor.ask, imds.endpoint)
         imds.wait_for_requests(1)
         begun = time.monotonic()
         with pytest.raises(ImdsError, match=r"within 0\.2 s"):
-            colour.ask(imds.endpoint, timeout=0.2)
+            flavor.ask(imds.endpoint, timeout=0.2)
         assert time.monotonic() - begun < 2
         answer.set()
         assert patient.result(10).token == imds.tokens[0]
     imds.assert_requests(1)
 
 
-def test_who_has_time_left_starts_the_next_flight(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_caller_with_time_left_asks_again(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A flight that failed because its leader had little time is taken over by a waiter that has more."""
     answer = threading.Event()
     imds.script(faults.hang, faults.hold(answer))
     with ThreadPoolExecutor(2) as pool:
-        hasty = pool.submit(colour.ask, imds.endpoint, timeout=0.5)
+        hasty = pool.submit(flavor.ask, imds.endpoint, timeout=0.5)
         imds.wait_for_requests(1)
-        patient = pool.submit(colour.ask, imds.endpoint, timeout=20)
+        patient = pool.submit(flavor.ask, imds.endpoint, timeout=20)
         with pytest.raises(ImdsError):
             hasty.result(10)
         answer.set()  # not sooner: a hasty one who wakes late would get the token too
@@ -241,16 +237,16 @@ def test_who_has_time_left_starts_the_next_flight(colour: Colour, imds: ImdsEmul
     imds.assert_requests(2)
 
 
-def test_a_request_that_hangs_for_good_does_not_hold_up_later_ones(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_request_that_hangs_is_replaced(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A server that drips its header for ever: the flight overruns its time, and the next caller asks anew."""
     imds.script(faults.drip(0.05, headers=True))
     with pytest.raises(ImdsError):
-        colour.ask(imds.endpoint, timeout=0.3)
-    assert colour.ask(imds.endpoint, timeout=10).token == imds.tokens[0]
+        flavor.ask(imds.endpoint, timeout=0.3)
+    assert flavor.ask(imds.endpoint, timeout=10).token == imds.tokens[0]
     imds.assert_requests(2)
 
 
-def test_a_forced_refresh_neither_joins_nor_serves_an_ordinary_one(imds: ImdsEmulator) -> None:
+def test_a_forced_request_is_its_own(imds: ImdsEmulator) -> None:
     """While an ordinary request hangs, a forced one goes its own way, and its token outlives the older answer."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -265,9 +261,9 @@ def test_a_forced_refresh_neither_joins_nor_serves_an_ordinary_one(imds: ImdsEmu
     assert [request.param("bypass_cache") for request in imds.requests] == [None, "true"]
 
 
-def test_hooks_that_ask_for_another_token_do_not_shut_the_gate(imds: ImdsEmulator) -> None:
+def test_hooks_that_ask_use_the_slot_of_their_request(imds: ImdsEmulator) -> None:
     """Five requests whose hooks each wait for one more: the waiting ones give up their places."""
-    all_inside = threading.Barrier(AT_ONCE)
+    all_inside = threading.Barrier(MAX_CONCURRENT)
 
     def ask(number: int) -> str:
         def hook(_: Any) -> None:
@@ -277,20 +273,20 @@ def test_hooks_that_ask_for_another_token_do_not_shut_the_gate(imds: ImdsEmulato
         credential = ImdsCredential(endpoint=imds.endpoint, timeout=20, raw_request_hook=hook)
         return credential.get_token(f"https://outer{number}.example").token
 
-    tokens = _at_once([partial(ask, number) for number in range(AT_ONCE)])
+    tokens = _at_once([partial(ask, number) for number in range(MAX_CONCURRENT)])
     assert set(tokens) <= set(imds.tokens), tokens
-    imds.assert_requests(2 * AT_ONCE)
+    imds.assert_requests(2 * MAX_CONCURRENT)
 
 
-def test_log_handlers_that_ask_for_a_token_do_not_shut_the_gate(imds: ImdsEmulator) -> None:
+def test_a_retry_waits_without_a_slot(imds: ImdsEmulator) -> None:
     """A request that says that it will be repeated has left its place by then."""
-    credential, places = ImdsCredential(endpoint=imds.endpoint), list[int]()
-    gate = credential._configuration.slot((VAULT,)).endpoint.gate
+    credential, active = ImdsCredential(endpoint=imds.endpoint), list[int]()
+    limiter = credential._options.entry((VAULT,)).endpoint.limiter
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "again" in record.getMessage():
-                places.append(len(gate.inside))
+                active.append(len(limiter.active))
 
     logger, handler = logging.getLogger("azure_imds_credential"), Handler()
     level = logger.level
@@ -302,34 +298,34 @@ def test_log_handlers_that_ask_for_a_token_do_not_shut_the_gate(imds: ImdsEmulat
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    assert places == [0]
+    assert active == [0]
 
 
-@pytest.mark.parametrize("busy", ["places", "turns"])
-def test_who_cannot_ask_in_time_is_not_told_that_nobody_is_there(imds: ImdsEmulator, busy: str) -> None:
+@pytest.mark.parametrize("busy", ["slots", "window"])
+def test_a_busy_imds_is_not_taken_for_absent(imds: ImdsEmulator, busy: str) -> None:
     """Other credentials of the process have heard of this IMDS: a chain must not move on because they keep it busy."""
     others = ImdsCredential(endpoint=imds.endpoint)
     others.get_token(VAULT)
-    gate, answer = others._configuration.slot((VAULT,)).endpoint.gate, threading.Event()
-    if busy == "turns":
-        gate.starts.extend([others._now() + 10] * 20)
+    limiter, answer = others._options.entry((VAULT,)).endpoint.limiter, threading.Event()
+    if busy == "window":
+        limiter.recent.extend([others._now() + 10] * MAX_PER_WINDOW)
     else:
-        imds.script(*[faults.hold(answer)] * AT_ONCE)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        if busy == "places":
-            waiting = [pool.submit(others.get_token, f"https://r{number}.example") for number in range(AT_ONCE)]
-            imds.wait_for_requests(1 + AT_ONCE)
+        imds.script(*[faults.hold(answer)] * MAX_CONCURRENT)
+    with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
+        if busy == "slots":
+            waiting = [pool.submit(others.get_token, f"https://r{number}.example") for number in range(MAX_CONCURRENT)]
+            imds.wait_for_requests(1 + MAX_CONCURRENT)
         with pytest.raises(ImdsServiceError):
             ImdsCredential(endpoint=imds.endpoint, timeout=0.3, retry_total=0).get_token("https://other.example")
         answer.set()
-        if busy == "places":
+        if busy == "slots":
             assert {future.result(10).token for future in waiting} <= set(imds.tokens)
     forget_tokens()
-    assert not gate.starts
-    assert not gate.answered
+    assert not limiter.recent
+    assert not others._options.entry((VAULT,)).endpoint.seen
 
 
-def test_an_error_of_a_users_hook_reaches_every_caller(colour: Colour, imds: ImdsEmulator) -> None:
+def test_an_error_of_a_hook_reaches_the_caller(flavor: Flavor, imds: ImdsEmulator) -> None:
     """What a hook raises is handed through as it is, though it was raised on the thread of the request."""
 
     class HookError(Exception):
@@ -340,50 +336,25 @@ def test_an_error_of_a_users_hook_reaches_every_caller(colour: Colour, imds: Imd
         raise HookError(1, 2)
 
     with pytest.raises(HookError, match="1 and 2"):
-        colour.ask(imds.endpoint, raw_response_hook=hook)
+        flavor.ask(imds.endpoint, raw_response_hook=hook)
 
 
-def test_a_failed_flight_is_over(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_failure_is_not_kept(flavor: Flavor, imds: ImdsEmulator) -> None:
     """No error is kept: the next call asks again, at once (msal keeps a 500 for five seconds)."""
     imds.script(faults.status(500, b'{"error":"x","error_description":"y"}'))
-    credential = colour.ImdsCredential(endpoint=imds.endpoint, retry_total=0)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, retry_total=0)
     with pytest.raises(ImdsServiceError):
-        colour.run(credential.get_token(VAULT))
-    assert colour.run(credential.get_token(VAULT)).token == imds.tokens[0]
+        flavor.run(credential.get_token(VAULT))
+    assert flavor.run(credential.get_token(VAULT)).token == imds.tokens[0]
     imds.assert_requests(2)
 
 
-def _flight(deadline: float) -> Flight:
-    return Flight([], [], 0.0, deadline, False, False, [])
-
-
-def test_places_of_flights_that_overran_are_given_to_who_waits() -> None:
-    """Also where no caller is left to see it, as with refreshes behind the callers' backs; and not a moment sooner."""
-    gate = Gate()
-    assert all(gate.enter(_flight(10.0), lambda: 0.0) for _ in range(AT_ONCE))
-    readings = iter([10.05] * 10)  # one look around; whoever looks more often waits on though his time is up
-    assert not gate.enter(_flight(10.05), lambda: next(readings))
-    assert len(gate.inside) == AT_ONCE
-    readings = iter([10.2] * 50)  # whoever makes no place looks for ever
-    assert gate.enter(_flight(90.0), lambda: next(readings))
-
-
-def test_leaving_the_gate_twice_makes_no_second_place() -> None:
-    """A flight leaves once, and one that never came in not at all."""
-    gate, flight = Gate(), _flight(10.0)
-    assert gate.enter(flight, lambda: 0.0)
-    for one in (flight, flight, _flight(10.0)):
-        gate.leave(one)
-    places = [gate.places.acquire(blocking=False) for _ in range(AT_ONCE + 1)]
-    assert places == [True] * AT_ONCE + [False]
-
-
-def test_what_a_flight_brought_can_be_logged() -> None:
+def test_a_result_can_be_logged() -> None:
     """Its text shows the error and never the token."""
-    assert "dummy" not in repr(Outcome("dummy", 10.0))
+    assert "dummy" not in repr(TokenResult("dummy", 10.0))
 
 
-def test_a_hook_of_a_refresh_gets_the_held_token(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_a_hook_of_a_refresh_gets_the_cached_token(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Code that runs inside a refresh and asks for its token needs no newer one than is held."""
     told: list[str] = []
     credential = ImdsCredential(
@@ -401,20 +372,18 @@ def test_a_hook_of_a_refresh_gets_the_held_token(virtual_time: VirtualTime, imds
     assert told[1] == told[0]
 
 
-def test_a_turn_that_nobody_can_use_is_not_taken() -> None:
+def test_a_slot_beyond_the_deadline_is_not_taken() -> None:
     """A crowd with little time leaves the turns at IMDS to those who have more: nothing is sent after its deadline."""
     with ImdsEmulator(latency=0.3) as imds:
         impatient = ImdsCredential(endpoint=imds.endpoint, timeout=0.15)
         for turn in range(4):
             _at_once([lambda n=n, t=turn: impatient.get_token(f"https://r{n}-{t}.example") for n in range(15)])  # type: ignore[misc] # binds the loop's value
-        gate = impatient._configuration.cache._gates[imds.endpoint]
-        assert max(gate.starts) <= impatient._configuration.cache.clock()
         assert len(imds.requests) <= 20 * 4
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["its thread runs", "its thread begins later"])
-def test_an_interrupt_as_a_request_sets_out_costs_no_second_one(
-    colour: Colour, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, begun: bool
+def test_an_interrupt_at_the_start_costs_no_second_request(
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     """A request that is under way by then is there for others to join; one that is not never begins."""
     start, threads = threading.Thread.start, list[threading.Thread]()
@@ -426,6 +395,7 @@ def test_an_interrupt_as_a_request_sets_out_costs_no_second_one(
         threads.append(self)
         if begun:
             start(self)
+            imds.wait_for_requests(1)
         raise KeyboardInterrupt
 
     answer = threading.Event()
@@ -433,17 +403,15 @@ def test_an_interrupt_as_a_request_sets_out_costs_no_second_one(
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         SYNC.ask(imds.endpoint)
-    if begun:
-        imds.wait_for_requests(1)
     answer.set()
-    assert colour.ask(imds.endpoint).token == imds.tokens[0]
+    assert flavor.ask(imds.endpoint).token == imds.tokens[0]
     if not begun:
         start(threads[0])
     threads[0].join(10)
     imds.assert_requests(1)
 
 
-def test_an_interrupt_of_a_waiting_caller_keeps_no_lock(imds: ImdsEmulator) -> None:
+def test_an_interrupt_keeps_no_lock(imds: ImdsEmulator) -> None:
     """Ctrl+C at thirty moments of the wait: later callers, of this key and of another, get their tokens."""
     credential = ImdsCredential(endpoint=imds.endpoint, timeout=20)
     for turn in range(30):

@@ -1,6 +1,6 @@
 """How a token is written down for other processes of this machine, and when what is read back is believed.
 
-A CRC of the second line, then JSON. Times are CLOCK_BOOTTIME, which nobody sets and which goes on while the machine
+A CRC of the second line, then JSON. Times are of CLOCK_BOOTTIME, which is never set and goes on while the machine
 sleeps: a wall clock that jumps can neither revive a token nor end one. It starts anew at a boot, hence the boot's ID.
 """
 
@@ -13,14 +13,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ._freshness import LONGEST_LIFE
+from .._jwt import MAX_LIFE, TOKEN
 
 FORMAT = 1
-_TOKEN = re.compile(r"[!-~]+")  # what fits into an Authorization header
 
 
-class Found(NamedTuple):
-    """A token that a process of this user stored, in times of `World.clock`."""
+class StoredToken(NamedTuple):
+    """A token that a process of this user stored. Times are of `Clock.now`."""
 
     access_token: str
     expires_at: float
@@ -29,17 +28,17 @@ class Found(NamedTuple):
     forced: bool
 
     def __repr__(self) -> str:
-        return f"Found(expires_at={self.expires_at}, stored_at={self.stored_at})"
+        return f"StoredToken(expires_at={self.expires_at}, stored_at={self.stored_at})"
 
 
-def written(key: list[str | None], found: Found) -> bytes:
-    """Write a token down for a key: endpoint, kind and value of the identity, resource."""
-    body = json.dumps({"format": FORMAT, "boot": _boot_id(), "key": key, **found._asdict()}).encode()
+def encode(key: list[object], stored: StoredToken) -> bytes:
+    """Return the content of the file for a key: endpoint, members of the identity, resource."""
+    body = json.dumps({"format": FORMAT, "boot": _boot_id(), "key": key, **stored._asdict()}).encode()
     return b"%08x\n" % binascii.crc32(body) + body
 
 
-def read(content: bytes, key: list[str | None], now: float) -> Found:
-    """Read what a process wrote down for this key.
+def decode(content: bytes, key: list[object], now: float) -> StoredToken:
+    """Return what a process stored for this key.
 
     Raises:
         ValueError: It is damaged, of another format, key or boot, or from the future. The message quotes none of it.
@@ -49,23 +48,23 @@ def read(content: bytes, key: list[str | None], now: float) -> Found:
         raise ValueError("damaged")
     try:
         stored = json.loads(body)
-        form, whose, boot = stored["format"], stored["key"], stored["boot"]
+        form, stored_key, boot = stored["format"], stored["key"], stored["boot"]
         times = [float(stored[name]) for name in ("asked_at", "stored_at", "expires_at")]
         token, forced = stored["access_token"], stored["forced"]
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError("in another form than this version writes") from error
-    if form != FORMAT or not isinstance(token, str) or not _TOKEN.fullmatch(token):
+    if form != FORMAT or not isinstance(token, str) or not re.fullmatch(TOKEN, token):
         raise ValueError("in another form than this version writes")
-    if whose != key:
+    if stored_key != key:
         raise ValueError("for something else than its name says")
     if boot != _boot_id():
         raise ValueError("from before the last boot")
     asked_at, stored_at, expires_at = times
     if not all(map(math.isfinite, times)) or not asked_at <= stored_at <= now:
         raise ValueError("dated in the future, or not at all")
-    if expires_at - stored_at > LONGEST_LIFE:
+    if expires_at - stored_at > MAX_LIFE:
         raise ValueError("valid for longer than a token can be")
-    return Found(token, expires_at, asked_at, stored_at, forced is True)
+    return StoredToken(token, expires_at, asked_at, stored_at, forced is True)
 
 
 def _boot_id() -> str:

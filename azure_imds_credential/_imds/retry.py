@@ -1,4 +1,4 @@
-"""When to ask again: the numbers, and one pure function over them."""
+"""When to repeat a request: the numbers, and pure functions over them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from enum import Enum
 
-ANSWER_SECONDS = 0.3  # what an attempt is given at least before the deadline; a healthy IMDS answers well within
+MIN_ATTEMPT = 0.3  # seconds that an attempt is given before the deadline; a healthy IMDS answers well within
+BOOT_TIME = 120.0  # seconds after the start of the machine in which its network and IMDS may still be on their way
 
 
 class Schedule:
@@ -17,7 +18,7 @@ class Schedule:
 
     Args:
         retries: How many at most.
-        until: Seconds after the first such answer within which one may start.
+        until: Seconds after the first such response within which one may start.
         base: Seconds; its default is the least that the documentation asks for:
             https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance
         cap: Seconds.
@@ -43,37 +44,37 @@ class Retry(Enum):
     """What a failed attempt deserves."""
 
     NEVER = Schedule(retries=0, until=0)
-    # A malformed answer: a second look tells a passing fault from a standing one.
+    # A malformed response: a second one tells a passing fault from a standing one.
     ONCE = Schedule(retries=1, until=math.inf)
+    # Refused or unreachable on a machine that started moments ago. Short waits, because its network comes up in
+    # seconds; half of each is fixed, so that they grow.
+    BOOTING = Schedule(retries=math.inf, until=10, base=0.2, floor=0.5)
     # 500 and the like by a server that never was IMDS. While IMDS restarts the host's WireServer answers in its place.
-    STRANGER = Schedule(retries=3, until=7)
-    # 404, 408, 5xx, and no answer from an IMDS that was seen. "At least 1 second", five retries:
+    UNKNOWN_SERVER = Schedule(retries=3, until=7)
+    # 404, 408, 5xx, and no response from an IMDS that was seen. "At least 1 second", five retries:
     # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance
     TRANSIENT = Schedule(retries=5, until=math.inf)
     # 410: "IMDS will be available within 70 seconds" (same page); 5 s more for the clock of the host.
     GONE = Schedule(retries=math.inf, until=75)
     # 429: 20 requests a second and 5 at once for a whole VM, and no Retry-After:
     # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
-    # From a simulation of 250 pods against those limits (benchmarks/fleet.py), of which nobody outside knows whether
-    # refused requests count. If they do, nobody is served while 20 a second arrive, so the first wait lets the second
-    # pass, and 250 that wait 0.7 * 24 s on average ask 15 times a second. Waits of U(0, 16) mean 31: none gets through.
+    # From a simulation of 250 pods against those limits (benchmarks/fleet.py). Whether refused requests count is not
+    # documented. If they do, no request is served while 20 a second arrive, so the first wait lets the second pass, and
+    # 250 pods that wait 0.7 * 24 s on average ask 15 times a second. Waits of U(0, 16) mean 31: none gets through.
     THROTTLED = Schedule(retries=math.inf, until=math.inf, base=2.0, cap=24.0, lead=1.0, floor=0.4)
 
 
 def next_delay(
     retry: Retry, done: int, elapsed: float, retry_after: float | None, random: Callable[[], float]
 ) -> float | None:
-    """Say how long to wait before the next attempt.
+    """Return the seconds to wait before the next attempt, None to stop.
 
     Args:
         retry: What the last attempt deserves.
-        done: Retries already made for this kind of trouble.
-        elapsed: Seconds since this kind of trouble began.
+        done: Retries already made for this kind of failure.
+        elapsed: Seconds since this kind of failure began.
         retry_after: Seconds that the server asked for, if it did. They are a floor, so that the jitter stays.
-        random: Uniform in [0, 1).
-
-    Returns:
-        Seconds, or None to stop.
+        random: Returns a number in [0, 1), from a uniform distribution.
     """
     schedule = retry.value
     if done >= schedule.retries or elapsed >= schedule.until:
@@ -81,29 +82,28 @@ def next_delay(
     # With a lead the first two waits have the same spread, and doubling begins at the third.
     doublings = max(0, done - 1) if schedule.lead else done
     longest: float = min(schedule.cap, schedule.base * 2 ** min(doublings, 30))
-    if done == 0:
+    if schedule.lead and done == 0:
         wait = schedule.lead + longest * random()
     else:
         wait = longest * (schedule.floor + (1 - schedule.floor) * random())
     left = schedule.until - elapsed
     if retry_after is None:
         return min(wait, left)
-    return max(wait, retry_after) if retry_after <= left else None
+    return min(max(wait, retry_after), left) if retry_after <= left else None
 
 
 def last_chance(delay: float, left: float, random: Callable[[], float]) -> float:
-    """Shorten a wait that would outlast the caller, so that the time paid for is used to its end.
+    """Return a wait that leaves time for a last attempt before the deadline.
 
     Args:
-        delay: What `next_delay` said, without a `Retry-After` that asked for more.
-        left: Seconds until the caller's deadline.
-        random: Uniform in [0, 1).
+        delay: What `next_delay` returned, without a `Retry-After` that asked for more.
+        left: Seconds until the deadline.
+        random: Returns a number in [0, 1), from a uniform distribution.
 
     Returns:
-        The delay, if an answer still fits behind it; else one in the second half of what is left; as it was, if there
-        is no time for another answer at all.
+        The delay, if an attempt fits behind it or none fits at all; else one in the second half of what is left.
     """
-    room = left - ANSWER_SECONDS
-    if delay < room or room < ANSWER_SECONDS:
+    room = left - MIN_ATTEMPT
+    if delay < room or room < MIN_ATTEMPT:
         return delay
     return room * (0.5 + 0.5 * random())

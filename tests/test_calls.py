@@ -1,4 +1,4 @@
-"""Promises that small scripts of a reviewer once broke, each held by a test of its own."""
+"""What single calls promise, each in a test of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from colours import VAULT, Colour, VirtualTime
+from flavors import VAULT, Flavor, StillTime, VirtualTime
 from tcp import listening
 
 from azure_imds_credential import (
@@ -23,12 +23,11 @@ from azure_imds_credential import (
     ImdsError,
     ImdsServiceError,
     ImdsUnavailableError,
-    _configuration,
+    _options,
 )
-from azure_imds_credential._endpoint import Gate
-from azure_imds_credential._flight import THREAD_NAME, Flight
-from azure_imds_credential._freshness import World
-from azure_imds_credential._token_cache import TokenCache
+from azure_imds_credential._cache.token_cache import THREAD_NAME, TokenCache
+from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW, WINDOW
+from azure_imds_credential._request import TokenRequest
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, faults
 
 
@@ -48,13 +47,13 @@ class Crowd:
             self.running -= 1
 
 
-def test_waiting_for_an_identity_until_the_very_end_says_that_there_is_none(colour: Colour) -> None:
+def test_waiting_for_an_identity_until_the_end_tells_it(flavor: Flavor) -> None:
     """With `wait_for_identity` as long as `timeout` the error is still the one that a chain goes on after."""
     with ImdsEmulator(identities=[]) as imds, pytest.raises(IdentityUnavailableError, match="az vm identity assign"):
-        colour.ask(imds.endpoint, timeout=1, wait_for_identity=1)
+        flavor.ask(imds.endpoint, timeout=1, wait_for_identity=1)
 
 
-def test_callers_who_leave_early_do_not_open_the_gate(imds: ImdsEmulator) -> None:
+def test_callers_that_leave_free_no_slot(imds: ImdsEmulator) -> None:
     """Five requests at once stay five, though callers with little time leave them."""
     crowd = Crowd(0.5)
     imds.script(*[crowd] * 40)
@@ -71,7 +70,7 @@ def test_callers_who_leave_early_do_not_open_the_gate(imds: ImdsEmulator) -> Non
     assert 1 < crowd.most <= 5
 
 
-def test_a_wait_between_attempts_holds_no_place_at_the_gate(imds: ImdsEmulator) -> None:
+def test_a_wait_between_attempts_holds_no_slot(imds: ImdsEmulator) -> None:
     """Five resources that IMDS is asked for again and again do not keep a sixth waiting."""
 
     def ill(reply: Any) -> Iterator[Any]:
@@ -91,83 +90,58 @@ def test_a_wait_between_attempts_holds_no_place_at_the_gate(imds: ImdsEmulator) 
         pool.shutdown(cancel_futures=True)
 
 
-def test_time_spent_at_the_gate_is_told_as_what_it_is(colour: Colour) -> None:
+def test_a_wait_for_a_slot_lets_a_chain_go_on(flavor: Flavor) -> None:
     """Where nothing ever answered as IMDS, who waited for a place gets the error that lets a chain go on."""
     silent = threading.Event()
     with listening(lambda *_: silent.wait(3)) as server, ThreadPoolExecutor(6) as pool:
         for number in range(5):
-            pool.submit(colour.ask, server.url, scope=f"https://r{number}.example", timeout=2)  # fails, unheard
+            pool.submit(flavor.ask, server.url, scope=f"https://r{number}.example", timeout=2)  # fails, unheard
         time.sleep(0.5)
         with pytest.raises(ImdsUnavailableError) as caught:
-            colour.ask(server.url, timeout=0.6)
+            flavor.ask(server.url, timeout=0.6)
         silent.set()
-    assert (caught.value.resource, caught.value.identity) == (VAULT, "system-assigned")
+    assert (caught.value.resource, caught.value.identity) == (VAULT, "the machine's default identity")
 
 
-def test_a_token_that_comes_while_a_caller_makes_up_his_mind_is_not_asked_for_again(
-    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The caller saw nothing held; before he could join, the flight landed. One request, not two."""
-    credential = ImdsCredential(endpoint=imds.endpoint)
-    cache = credential._configuration.cache
-    join, landed = cache._join, []
-
-    def late(*args: Any, **options: Any) -> Any:
-        if not landed:
-            landed.append(True)
-            ImdsCredential(endpoint=imds.endpoint).get_token(VAULT)
-        return join(*args, **options)
-
-    monkeypatch.setattr(cache, "_join", late)
-    assert credential.get_token(VAULT).token == imds.tokens[0]
-    imds.assert_requests(1)
-
-
-def test_more_than_twenty_tokens_are_asked_for_at_the_pace_that_imds_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 resources as fast as it goes: never more than 20 requests in a second, so that none is refused."""
-    passing = [1e9]
-
-    def sleep(seconds: float) -> None:
-        passing[0] += seconds
-
-    cache = TokenCache(World(lambda: passing[0], lambda: passing[0], sleep=sleep))
-    monkeypatch.setattr(_configuration, "process_cache", cache)
-    with ImdsEmulator(throttle=True, clock=lambda: passing[0]) as imds:
+def test_64_tokens_keep_the_documented_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 resources as fast as possible: never more than 20 requests in a second, so that none is refused."""
+    clock = StillTime()
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    with ImdsEmulator(throttle=True, clock=clock.wall) as imds:
         credential = ImdsCredential(endpoint=imds.endpoint)
+        before = clock.now()
         assert len({credential.get_token(f"https://r{number}.example").token for number in range(64)}) == 64
         assert {request.answered for request in imds.requests} == {"200"}
         imds.assert_requests(64)
-        assert passing[0] - 1e9 == pytest.approx(3 * 1.1, abs=1e-3)
-        for number in range(64, 80):  # the turns of this second
+        assert clock.now() - before == pytest.approx(3 * WINDOW)
+        for number in range(64, 80):  # the rest of this window
             credential.get_token(f"https://r{number}.example")
-        before = passing[0]
-        # Whose turn would come too late says so at once.
+        before = clock.now()
+        # A call whose turn would come too late fails at once.
         with pytest.raises(ImdsServiceError, match="nothing was sent"):
             ImdsCredential(endpoint=imds.endpoint, timeout=0.5).get_token("https://r80.example")
-        assert passing[0] == before
+        assert clock.now() == before
         imds.assert_requests(80)
 
 
-def test_failed_forced_refreshes_are_limited_too(colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_failed_forced_refreshes_are_limited(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Ten claims challenges while IMDS refuses cost one request; half a minute later it is asked again."""
-    credential = colour.ImdsCredential(endpoint=imds.endpoint)
-    colour.run(credential.get_token(VAULT))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+    flavor.run(credential.get_token(VAULT))
     imds.script(faults.status(403, b'{"error":"x","error_description":"y"}'), seconds=10_000)
     errors = []
     for _ in range(10):
         with pytest.raises(ImdsError) as caught:
-            colour.run(credential.get_token(VAULT, force_refresh=True))
+            flavor.run(credential.get_token(VAULT, force_refresh=True))
         errors.append(caught.value)
     assert len({id(error) for error in errors}) == 10, "callers share an error"
     imds.assert_requests(2)
     imds.clear_faults()
     virtual_time.skip(31)
-    assert colour.run(credential.get_token(VAULT, force_refresh=True)).token == imds.tokens[-1]
+    assert flavor.run(credential.get_token(VAULT, force_refresh=True)).token == imds.tokens[-1]
 
 
-def test_a_token_that_died_on_the_way_is_not_handed_out(
-    colour: Colour, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_a_dead_token_is_not_handed_out(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """The machine hibernates while the answer comes: the next answer is waited for."""
 
     def hibernate(reply: Any) -> Iterator[Any]:
@@ -175,12 +149,12 @@ def test_a_token_that_died_on_the_way_is_not_handed_out(
         yield from faults.ok(reply)
 
     imds.script(hibernate)
-    token = colour.ask(imds.endpoint, timeout=20 * 86400.0)
-    assert token.expires_on > virtual_time.wall_clock()
+    token = flavor.ask(imds.endpoint, timeout=20 * 86400.0)
+    assert token.expires_on > virtual_time.wall()
     imds.assert_requests(2)
 
 
-def test_no_token_is_logged_where_no_thread_can_start(
+def test_no_token_is_logged_without_threads(
     imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The caller asks on its own thread; what urllib3 says of a broken header is looked at there too."""
@@ -204,7 +178,7 @@ def test_no_token_is_logged_where_no_thread_can_start(
     assert token.split(".")[2][:20] not in caplog.text
 
 
-def test_a_log_handler_may_ask_for_the_token_that_it_is_told_of(imds: ImdsEmulator) -> None:
+def test_a_log_handler_may_ask_for_the_token(imds: ImdsEmulator) -> None:
     """An exporter that authenticates with the same credential gets the token at once."""
     credential = ImdsCredential(endpoint=imds.endpoint, timeout=5)
     got = []
@@ -225,7 +199,7 @@ def test_a_log_handler_may_ask_for_the_token_that_it_is_told_of(imds: ImdsEmulat
     assert got == [imds.tokens[0]]
 
 
-def test_a_hook_that_asks_for_the_token_of_its_own_request_is_told_so(colour: Colour, imds: ImdsEmulator) -> None:
+def test_a_hook_that_asks_for_its_own_token_is_told(flavor: Flavor, imds: ImdsEmulator) -> None:
     """It would wait for itself until its time is up; instead it gets an error at once."""
     told: list[BaseException] = []
 
@@ -265,18 +239,18 @@ def _child_gets_a_token(ask: Callable[[], Any]) -> bool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
-def test_a_lock_that_another_thread_holds_at_the_fork_does_not_hang_the_child(imds: ImdsEmulator) -> None:
+def test_a_lock_held_at_the_fork_is_free_in_the_child(imds: ImdsEmulator) -> None:
     """The cache's lock is taken; the child has a new one."""
     credential = ImdsCredential(endpoint=imds.endpoint, timeout=5)
     credential.get_token("https://warm.example")  # so that imports are done
-    with _configuration.process_cache._lock:
+    with _options.process_cache._lock:
         # Held by another thread as the child sees it: a lock has no owner.
         assert _child_gets_a_token(lambda: credential.get_token(VAULT))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
-def test_a_gate_full_of_the_parents_requests_is_open_to_the_child(imds: ImdsEmulator) -> None:
+def test_the_slots_of_a_parent_are_free_in_the_child(imds: ImdsEmulator) -> None:
     """Five requests of the parent hang; the child asks at once."""
     answer = threading.Event()
     imds.script(*[faults.hold(answer)] * 5)
@@ -291,71 +265,70 @@ def test_a_gate_full_of_the_parents_requests_is_open_to_the_child(imds: ImdsEmul
             answer.set()
 
 
-def test_an_error_shows_200_characters_of_an_answer_at_most(colour: Colour, imds: ImdsEmulator) -> None:
+def test_an_error_shows_200_characters_at_most(flavor: Flavor, imds: ImdsEmulator) -> None:
     """However long IMDS's words are."""
     words = " ".join(["word"] * 400)
     imds.script(faults.status(403, {"error": words, "error_description": words}))
     with pytest.raises(ImdsError) as caught:
-        colour.ask(imds.endpoint)
+        flavor.ask(imds.endpoint)
     assert str(caught.value).count("word") <= 40
     assert not isinstance(caught.value, ImdsServiceError)
 
 
 @pytest.mark.parametrize("scope", [["https://vault.azure.net/.default"], 5, None])
-def test_a_scope_of_the_wrong_type_is_told_by_name(colour: Colour, scope: Any) -> None:
+def test_a_scope_of_the_wrong_type_is_named(flavor: Flavor, scope: Any) -> None:
     """Also where it could not even be looked up."""
     with pytest.raises((TypeError, ValueError), match="scope"):
-        colour.run(colour.ImdsCredential().get_token(scope))
+        flavor.run(flavor.ImdsCredential().get_token(scope))
 
 
-@pytest.mark.parametrize("where", ["at the gate", "at the first turn", "at a later turn"])
-def test_who_gets_no_place_in_time_sends_nothing_and_leaves_the_rest_to_others(imds: ImdsEmulator, where: str) -> None:
-    """A flight whose time ends before it could ask does not; it counts as one that somebody with time may repeat."""
-    configuration = ImdsCredential(endpoint=imds.endpoint, retry_total=0)._configuration
-    cache, slot = configuration.cache, configuration.slot((VAULT,))
-    gate = slot.endpoint.gate = Gate()
-    while where == "at the gate" and gate.places.acquire(blocking=False):
-        pass
-    gate.starts.extend([0.0] * 20 if where == "at a later turn" else [])
-    flight = Flight([], [], cache.clock(), cache.clock(), False, False, [])
-    cache._fly(slot, configuration, flight)
-    outcome = flight.landed[0]
-    assert outcome is not None
-    assert isinstance(outcome.error, ImdsUnavailableError)
-    assert outcome.out_of_time
-    assert not any(gate.starts)
+@pytest.mark.parametrize("busy", ["slots", "window"])
+def test_without_a_slot_in_time_nothing_is_sent(imds: ImdsEmulator, busy: str) -> None:
+    """A request whose time ends before it has a slot counts as one that a caller with more time may repeat."""
+    options = ImdsCredential(endpoint=imds.endpoint, retry_total=0)._options
+    cache, entry = options.cache, options.entry((VAULT,))
+    limiter, now = entry.endpoint.limiter, cache.clock.now()
+    if busy == "slots":
+        limiter.active |= {TokenRequest(entry.key, now, now + 9): now + 9 for _ in range(MAX_CONCURRENT)}
+    else:
+        limiter.recent.extend([now] * MAX_PER_WINDOW)
+    request = TokenRequest(entry.key, now, now + 0.05)
+    cache._run(entry, options, request)
+    assert request.result is not None
+    assert isinstance(request.result.error, ImdsUnavailableError)
+    assert request.result.timed_out
     imds.assert_requests(0)
+    limiter.reset()
 
 
-def test_an_error_of_a_users_hook_is_not_taken_for_lack_of_time(imds: ImdsEmulator) -> None:
-    """Nobody repeats a request for it."""
+def test_an_error_of_a_hook_is_not_taken_for_a_timeout(imds: ImdsEmulator) -> None:
+    """No other caller repeats a request for it."""
 
     def hook(request: Any) -> None:
         raise KeyError("hook")
 
-    configuration = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook)._configuration
-    slot, now = configuration.slot((VAULT,)), configuration.cache.clock()
-    flight = Flight([], [], now, now + 90, False, False, [])
-    configuration.cache._fly(slot, configuration, flight)
-    outcome = flight.landed[0]
-    assert outcome is not None
-    assert isinstance(outcome.error, KeyError)
-    assert not outcome.out_of_time
+    options = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook)._options
+    entry, now = options.entry((VAULT,)), options.cache.clock.now()
+    request = TokenRequest(entry.key, now, now + 90)
+    options.cache._run(entry, options, request)
+    assert request.result is not None
+    assert isinstance(request.result.error, KeyError)
+    assert not request.result.timed_out
 
 
-def test_hooks_run_in_the_context_of_the_caller_who_set_out(colour: Colour, imds: ImdsEmulator) -> None:
+def test_hooks_run_in_the_context_of_the_caller(flavor: Flavor, imds: ImdsEmulator) -> None:
     """What a tracer keeps in a context variable is there on the thread of the request."""
     span: ContextVar[str] = ContextVar("span", default="none")
     found = []
     token = span.set("of the caller")
     try:
-        colour.ask(imds.endpoint, raw_request_hook=lambda _request: found.append(span.get()))
+        flavor.ask(imds.endpoint, raw_request_hook=lambda _request: found.append(span.get()))
     finally:
         span.reset(token)
     assert found == ["of the caller"]
 
 
-def test_a_log_filter_that_fails_hangs_nobody(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_filter_that_fails_hangs_no_call(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logging lets what a filter raises through: the token is handed out all the same, and at once."""
 
     def fail(record: logging.LogRecord) -> bool:
@@ -377,9 +350,7 @@ def test_a_log_filter_that_fails_hangs_nobody(imds: ImdsEmulator, monkeypatch: p
     assert KeyError in [one.exc_type for one in told]
 
 
-def test_a_request_whose_caller_was_interrupted_while_it_set_out_ends_quietly(
-    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_request_ends_quietly(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interrupt comes just after the thread started: its callers were let go, and it has nobody to tell."""
     start, threads = threading.Thread.start, []
 

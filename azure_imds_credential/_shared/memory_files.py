@@ -1,7 +1,7 @@
 """A directory in memory that only this user can read, and files in it. Linux; judged anew at each use.
 
 Tokens never touch a disk: XDG_RUNTIME_DIR or /dev/shm, and either only while it really is a memory file system. What is
-found there counts only while it belongs to the effective user and nobody else can read it.
+found there counts only while it belongs to the effective user and no other user can read it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 NAME = "azure-imds-credential"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 # what makes it safe is checked at each use
 FOLDER_VARIABLE = "AZURE_IMDS_CREDENTIAL_TEST_FOLDER"  # the only place that is used; set by the testing kit
-MOST_BYTES = 1 << 20  # of one file; a token has about 2,000
+MAX_BYTES = 1 << 20  # of one file; a token has about 2,000
 
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 # O_NONBLOCK: what was put there may be a FIFO, whose opening would wait for a writer.
@@ -32,7 +32,7 @@ class RefusedError(Exception):
 
 
 class Folder:
-    """Our directory, open. Everything goes through its descriptor, so that nobody can exchange the path meanwhile."""
+    """Our directory, open. All goes through its descriptor, so that a path that is replaced meanwhile does no harm."""
 
     def __init__(self, path: str, descriptor: int) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class Folder:
         """Read a file; None when there is none.
 
         Raises:
-            RefusedError: It is a link, no file, somebody else's, open to others or too large.
+            RefusedError: It is a link, no file, another user's, open to others or too large.
         """
         try:
             descriptor = os.open(name, os.O_RDONLY | _FILE, dir_fd=self._descriptor)
@@ -53,16 +53,16 @@ class Folder:
         try:
             _refuse_others(f"{self.path}/{name}", os.fstat(descriptor), stat.S_ISREG)
             content = bytearray()
-            while chunk := os.read(descriptor, MOST_BYTES + 1 - len(content)):
+            while chunk := os.read(descriptor, MAX_BYTES + 1 - len(content)):
                 content += chunk
-            if len(content) > MOST_BYTES:
-                raise RefusedError(f"{self.path}/{name}: more than {MOST_BYTES} bytes")
+            if len(content) > MAX_BYTES:
+                raise RefusedError(f"{self.path}/{name}: more than {MAX_BYTES} bytes")
             return bytes(content)
         finally:
             os.close(descriptor)
 
     def replace(self, name: str, content: bytes) -> None:
-        """Put a file in the place of another as a whole: whoever reads gets the old or the new one, never a part.
+        """Put a file in the place of another as a whole: a reader gets the old or the new one, never a part.
 
         Raises:
             OSError: That did not work; the old one is still there, and nothing else of the new one.
@@ -89,19 +89,19 @@ class Folder:
                 self.remove(name)
 
     def remove(self, name: str) -> bool:
-        """Remove a file; say whether there was one."""
+        """Remove a file; return whether there was one."""
         with suppress(OSError):
             os.unlink(name, dir_fd=self._descriptor)
             return True
         return False
 
     def names(self, suffix: str) -> list[str]:
-        """List the files whose names end so."""
+        """Return the names of the files that end so."""
         names = os.listdir(self._descriptor)  # noqa: PTH208 # Path takes no descriptor
         return [name for name in names if name.endswith(suffix)]
 
     def holds(self, name: str, descriptor: int) -> bool:
-        """Say whether an open file is still the one that has this name."""
+        """Return whether an open file is still the one that has this name."""
         with suppress(OSError):
             return os.path.samestat(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False), os.fstat(descriptor))
         return False
@@ -133,7 +133,11 @@ def open_folder(environ: Mapping[str, str] | None = None) -> Iterator[Folder]:
 
 
 def empty_folders(suffix: str, environ: Mapping[str, str] | None = None) -> int:
-    """Remove everything from our directories, also from those that would not be used; say how many files ended so."""
+    """Remove everything from our directories, also from those that would not be used.
+
+    Returns:
+        How many files had this suffix.
+    """
     removed = 0
     for base, name in _candidates(environ):
         with suppress(OSError):
@@ -198,7 +202,7 @@ def _refuse_others(path: str, status: os.stat_result, is_right_kind: Callable[[i
 
 
 def _in_memory(device: int) -> bool:
-    """Say whether a device is a memory file system. Python has no statfs; see proc_pid_mountinfo(5) for the fields."""
+    """Return whether a device is a memory file system. Python has no statfs; proc_pid_mountinfo(5) has the fields."""
     number = f" {os.major(device)}:{os.minor(device)} "
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         if number in line:

@@ -1,0 +1,187 @@
+"""What a call of `get_token` does next. Pure: an entry, a call and the time in, a decision out."""
+
+# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
+import math
+from typing import NamedTuple, TypeAlias
+
+from .._endpoint import GRACE
+from .._request import TokenRequest, copy_of, timeout_error
+from ..exceptions import IdentityUnavailableError, remembered
+from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
+
+# Seconds.
+IDENTITY_INTERVAL = 5.0  # between two requests while a caller waits for an identity
+DEAD_TOKEN_PAUSE = 0.5  # after a token that had expired on arrival, in case they always have
+REFRESH_TIMEOUT = 90.0  # of a refresh in the background: what a call has by default
+REFRESH_WAIT = 2.0  # for which a caller with a usable token waits for a refresh in the last minutes
+
+
+class TokenCall:
+    """One call of `get_token`: what it wants, and what it has been through.
+
+    Args:
+        now: Time of `Clock.now` at which it began.
+        timeout: Seconds that it has.
+        wait_for_identity: Seconds for which "no such identity" is not the last word.
+        force_refresh: A newer token is wanted than the one that is cached.
+    """
+
+    def __init__(
+        self, now: float, *, timeout: float, wait_for_identity: float = 0.0, force_refresh: bool = False
+    ) -> None:
+        self.timeout, self.force_refresh = timeout, force_refresh
+        self.deadline, self.identity_deadline = now + timeout, now + wait_for_identity
+        self.heeds_absence = not force_refresh and wait_for_identity == 0
+        self.has_fetched = False  # it has waited for a request
+        self.has_paused = False  # it has paused for an identity: what others were told before is old
+        self.identity_error: BaseException | None = None  # the last "no such identity" that it was told
+
+    def note_wait(self, request: TokenRequest) -> None:
+        """Remember a wait for a request, and whether it said that there is no such identity."""
+        self.has_fetched = True
+        error = request.result.error if request.result is not None else None
+        if isinstance(error, IdentityUnavailableError):
+            self.identity_error = error
+
+
+class Return(NamedTuple):
+    """Hand out this token."""
+
+    cached: CachedToken
+
+
+class Fail(NamedTuple):
+    """Raise this error."""
+
+    error: BaseException
+
+
+class Pause(NamedTuple):
+    """Look again at this time."""
+
+    until: float
+
+
+class Fetch(NamedTuple):
+    """Wait for a request."""
+
+    join: TokenRequest | None  # None: start one
+    deadline: float  # of a new one
+    wait_until: float
+    forced: bool
+    in_background: bool = False  # a cached token serves, also when the request has not ended by `wait_until`
+
+
+Decision: TypeAlias = Return | Fail | Pause | Fetch
+
+
+def before_fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None) -> Decision:
+    """Return what a call does that waits for nothing.
+
+    Args:
+        entry: What is cached.
+        call: The call.
+        now: Time of `Clock.now`.
+        inside: The request whose hook, policy or log handler makes the call.
+    """
+    forced = call.force_refresh
+    if forced and not call.has_fetched and now < entry.forced_at + FORCE_INTERVAL:
+        if entry.forced_error is None:
+            forced = False  # what was forced a moment ago serves this caller too
+        elif not (call.has_paused or _may_still_come(entry.forced_error, call, now)):
+            return Fail(copy_of(entry.forced_error))
+    cached = entry.usable(now)
+    if cached is None or forced:
+        return _fetch(entry, call, now, inside, forced=forced)
+    return _refresh(entry, call, now, inside, cached)
+
+
+def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None, *, forced: bool) -> Decision:
+    """Decide for a call that no cached token serves."""
+    absence = entry.endpoint.known_absence(now) if call.heeds_absence else None
+    if absence is not None:
+        return Fail(remembered(absence.error, now - absence.noted_at))
+    request = entry.request(forced=forced)
+    pause = _identity_pause(entry, call, now)
+    if request is None and 0 < pause < call.deadline - now:
+        return Pause(now + pause)
+    if request is not None and request.includes(inside):
+        reason = "A hook or a log handler of the request itself asked for its token"
+        return Fail(timeout_error(entry.key, call.timeout, seen=entry.endpoint.seen, reason=reason))
+    if request is not None and now >= request.deadline + GRACE:
+        request = None  # it overran its deadline, and may hang for good
+    deadline = call.deadline if request is None else min(call.deadline, request.deadline)
+    return Fetch(request, call.deadline, deadline + GRACE, forced)
+
+
+def _refresh(
+    entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None, cached: CachedToken
+) -> Decision:
+    """Decide for a call that a cached token serves."""
+    state, request = cached.state(now), entry.plain
+    if state is TokenState.FRESH or (request is not None and request.includes(inside)):
+        return Return(cached)
+    if request is not None and now >= request.deadline + GRACE:
+        request = None  # it overran its deadline, and may hang for good
+    if request is None and now < entry.retry_at:
+        return Return(cached)
+    started = now if request is None else request.started
+    wait_until = min(started + REFRESH_WAIT, call.deadline) if state is TokenState.EXPIRING else now
+    if request is not None and wait_until <= now:
+        return Return(cached)
+    return Fetch(request, now + REFRESH_TIMEOUT, wait_until, forced=False, in_background=True)
+
+
+def after_fetch(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: float) -> Decision:
+    """Return what a call does that has waited for a request.
+
+    Args:
+        entry: What is cached.
+        call: The call.
+        request: The request; it may have ended or not.
+        now: Time of `Clock.now`.
+    """
+    result, cached = request.result, entry.usable(now)
+    brought_token = result is not None and result.error is None
+    if cached is not None and (brought_token or not request.forced):
+        return Return(cached)
+    error, until = _failure(entry, call, request, now)
+    if until < call.deadline:
+        return Pause(until)
+    # That there is no such identity tells more than that the time was up for asking again.
+    is_answer = result is not None and result.error is error and not result.timed_out
+    if call.identity_error is not None and not is_answer:
+        error = call.identity_error
+    return Fail(copy_of(error))
+
+
+def _failure(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: float) -> tuple[BaseException, float]:
+    """Return the error of a request that brought this call no token, and when to ask again; infinite for never."""
+    result, errors = request.result, tuple(request.attempt_errors)
+    if result is None:  # it overran its deadline, or was abandoned before it was sent
+        return errors[-1] if errors else _timeout(entry, call), now
+    if result.error is None:
+        if request.generation != entry.generation:
+            return _timeout(entry, call), now  # its token was forgotten: ask for another
+        return _timeout(entry, call), now + DEAD_TOKEN_PAUSE
+    if _may_still_come(result.error, call, now):
+        return result.error, now + _identity_pause(entry, call, now)
+    if result.timed_out and call.deadline > request.deadline + 5 * GRACE:
+        return result.error, now + result.retry_after  # it had less time than this call
+    return result.error, math.inf
+
+
+def _timeout(entry: TokenEntry, call: TokenCall) -> BaseException:
+    return timeout_error(entry.key, call.timeout, seen=entry.endpoint.seen)
+
+
+def _may_still_come(error: BaseException, call: TokenCall, now: float) -> bool:
+    """Return whether the error says that there is no such identity, and the caller waits for one."""
+    return isinstance(error, IdentityUnavailableError) and now < call.identity_deadline
+
+
+def _identity_pause(entry: TokenEntry, call: TokenCall, now: float) -> float:
+    """Return for how many seconds IMDS need not be asked again, after it said that there is no such identity."""
+    if now >= call.identity_deadline:
+        return 0.0
+    return max(0.0, min(entry.no_identity_at + IDENTITY_INTERVAL, call.identity_deadline) - now)

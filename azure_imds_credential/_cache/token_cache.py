@@ -1,0 +1,300 @@
+"""The tokens of this process, and the requests under way for more.
+
+One entry per (endpoint, identity, resource), one request per entry, for threads and tasks together. A request runs on a
+thread of its own, so that a caller can leave at its deadline whatever the server does.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
+
+from .._clock import Clock
+from .._endpoint import Absence, Endpoint, UrlState
+from .._fork import caches, register
+from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
+from .decision import Decision, Fail, Fetch, Pause, Return, TokenCall, after_fetch, before_fetch
+from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry
+
+THREAD_NAME = "azure-imds-credential"
+MIN_SWEEP = 64  # entries; below this number none are dropped
+
+# The one line that a request logs.
+REQUEST_LINE = (
+    "IMDS: identity=%(imds_identity)s resource=%(imds_resource)s outcome=%(imds_outcome)s "
+    "attempts=%(imds_attempts)d milliseconds=%(imds_milliseconds)d expires_in=%(imds_expires_in)s "
+    "client_id=%(imds_client_id)s match=%(imds_match)s"
+)
+REFRESH_FAILED = "refreshing a token failed, the cached one serves for %d s more; next try in %d s: %s"
+
+_logger = logging.getLogger("azure_imds_credential")
+
+
+class CallOptions(Protocol):
+    """What the cache needs of a credential: how long a call may take, and the functions that reach IMDS."""
+
+    timeout: float
+    wait_for_identity: float
+
+    def fetch(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
+        """Get a token, on the thread of the request."""
+        ...
+
+    def has_listener(self, url: str) -> bool:
+        """Return whether something accepts connections at a base URL."""
+        ...
+
+
+class Filling:
+    """The waits of one call. When they are over, `cached` is the token that it gets."""
+
+    cached: CachedToken
+
+    def __init__(self, waits: Generator[Wait, None, CachedToken]) -> None:
+        self._waits = waits
+
+    def __iter__(self) -> Iterator[Wait]:
+        self.cached = yield from self._waits
+
+
+class TokenCache:
+    """Entries, and the one way to fill them.
+
+    Args:
+        clock: The clocks that tokens are measured by.
+        urls: What is shared with other caches of the process about base URLs.
+        own_way: Requests go through a transport, a policy or a hook of the user's.
+    """
+
+    def __init__(
+        self, clock: Clock | None = None, urls: dict[str, UrlState] | None = None, *, own_way: bool = False
+    ) -> None:
+        self.clock = clock or Clock()
+        self._urls: dict[str, UrlState] = {} if urls is None else urls
+        self._own_way = own_way
+        self._entries: dict[TokenKey, TokenEntry] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._sweep_at = MIN_SWEEP
+        self._lock = threading.RLock()  # a signal handler may ask for a token while this thread has it
+        register(self)
+
+    def private_copy(self, *, own_way: bool = False) -> TokenCache:
+        """Return an empty cache for a credential whose options shape the request.
+
+        The rate limit stays the process's, and so does the knowledge that an endpoint is IMDS, unless the credential
+        reaches it in a way of its own.
+        """
+        return TokenCache(self.clock, self._urls, own_way=own_way)
+
+    def reset_after_fork(self) -> None:
+        """Keep the tokens where only this thread is left: in a forked child, and while the interpreter ends.
+
+        Locks that other threads held stay locked for good, and their requests never end.
+        """
+        self._lock = threading.RLock()
+        for entry in tuple(self._entries.values()):
+            entry.plain = entry.forced = None
+            entry.callers = 0
+        for url in tuple(self._urls.values()):
+            url.limiter.reset()
+
+    def entry(self, key: TokenKey) -> TokenEntry:
+        """Return the one entry of this key."""
+        if sys.is_finalizing():
+            self.reset_after_fork()
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self._sweep()
+                entry = TokenEntry(key, self._endpoint(key.url))
+                self._entries[key] = entry  # last: a fork may come in between
+            return entry
+
+    def _endpoint(self, url: str) -> Endpoint:
+        if url not in self._endpoints:
+            state = self._urls.setdefault(url, UrlState())
+            self._endpoints[url] = Endpoint(url, state, own_way=self._own_way)
+        return self._endpoints[url]
+
+    def _sweep(self) -> None:
+        """Drop idle entries, each time that the number of entries has doubled."""
+        if len(self._entries) >= self._sweep_at:
+            now = self.clock.now()
+            self._entries = {key: entry for key, entry in self._entries.items() if not entry.is_idle(now)}
+            self._sweep_at = max(MIN_SWEEP, 2 * len(self._entries))
+
+    def clear(self) -> None:
+        """Cache no token, and know nothing of any endpoint."""
+        with self._lock:
+            for entry in self._entries.values():
+                entry.clear()
+            for endpoint in self._endpoints.values():
+                endpoint.clear()
+            for url in self._urls.values():  # also those that only caches of the past asked
+                url.clear()
+
+    def fill(self, entry: TokenEntry, options: CallOptions, *, force_refresh: bool) -> Filling:
+        """Return what a call has to wait for until there is a token for it.
+
+        The caller does the waiting, on a thread or in an event loop, and nothing else.
+
+        Raises:
+            ImdsError: While iterating: there is no token to be had in time.
+        """
+        call = TokenCall(
+            self.clock.now(),
+            timeout=options.timeout,
+            wait_for_identity=options.wait_for_identity,
+            force_refresh=force_refresh,
+        )
+        return Filling(self._waits(entry, options, call))
+
+    def _waits(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Generator[Wait, None, CachedToken]:
+        with self._lock:
+            entry.callers += 1
+        try:
+            while True:
+                decision = self._decide(entry, options, call)
+                if isinstance(decision, Fetch) and decision.join is not None:  # it is under way by now
+                    seconds = decision.wait_until - self.clock.now()
+                    if seconds > 0 and not decision.join.done():
+                        yield Wait(decision.join, seconds)
+                    decision = self._conclude(entry, call, decision.join)
+                if isinstance(decision, Return):
+                    return decision.cached
+                if isinstance(decision, Fail):
+                    raise decision.error
+                if isinstance(decision, Pause):
+                    yield Wait(None, decision.until - self.clock.now())
+        finally:
+            with self._lock:
+                entry.callers = max(0, entry.callers - 1)  # a fork may have reset it
+
+    def _decide(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Decision:
+        """Decide, and act on it: the request of a `Fetch` is under way afterwards."""
+        new = look = None
+        inside = current_request.get()
+        with self._lock:
+            now = self.clock.now()
+            entry.check_wall_clock(now, self.clock)
+            decision = before_fetch(entry, call, now, inside)
+            if isinstance(decision, Fetch) and decision.join is None:
+                new = _new_request(entry, decision, now, inside)
+                entry.set_request(new)
+                decision = decision._replace(join=new)
+            elif isinstance(decision, Fail):
+                look = entry.endpoint.absence_to_look_at(now)
+            elif isinstance(decision, Pause):
+                call.has_paused = True
+        if new is not None:
+            self._start(entry, options, new)
+        if look is not None:
+            _start_thread(self._look, entry.endpoint, look, options)
+        return decision
+
+    def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
+        """Decide after a wait for a request."""
+        with self._lock:
+            call.note_wait(request)
+            now = self.clock.now()
+            entry.check_wall_clock(now, self.clock)  # the VM may have been paused meanwhile
+            return after_fetch(entry, call, request, now)
+
+    def _start(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
+        """Run a new request on a thread of its own.
+
+        Where no thread can start, it runs here, unless a cached token serves meanwhile.
+        """
+        try:
+            if _start_thread(self._run, entry, options, request):
+                return
+            if request.forced or request.held_until <= request.started:
+                self._run(entry, options, request)
+                return
+            self._finish(entry, request, None)
+            with self._lock:
+                entry.postpone_refresh(self.clock.now())
+        except BaseException:  # an interrupt: no other caller may wait for a request that never starts
+            if not request.is_running:
+                self._finish(entry, request, None)
+            raise
+
+    def _run(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
+        """Fetch a token and keep what comes."""
+        with self._lock:
+            if request.done():
+                return  # its caller was interrupted while it started
+            request.is_running = True
+        token = current_request.set(request)
+        try:
+            result = options.fetch(request, entry.endpoint, self.clock)
+        except BaseException as error:  # a user's hook may raise anything, and callers are waiting
+            # Frames of the request hold responses, and responses hold tokens.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
+        current_request.reset(token)
+        self._finish(entry, request, result)
+
+    def _finish(self, entry: TokenEntry, request: TokenRequest, result: TokenResult | None) -> None:
+        """End a request: keep what it brought, log it, and wake the callers."""
+        with self._lock:
+            now = self.clock.now()
+            serves = entry.finish(request, result, now, self.clock)
+            pause = max(0.0, entry.retry_at - now)
+            if request.done():
+                return  # it was abandoned, and no caller waits any more
+            request.set_result(result)
+        try:
+            # Here, because a log handler may ask for the same token: the request is over and its token is cached.
+            if result is not None and result.log_fields is not None:
+                _logger.info(REQUEST_LINE, result.log_fields, extra=result.log_fields)
+            if result is not None and serves is not None:
+                _logger.warning(REFRESH_FAILED, serves, pause, result.error)
+        finally:
+            request.run_callbacks()
+
+    def _look(self, endpoint: Endpoint, absence: Absence, options: CallOptions) -> None:
+        """Look whether something accepts connections now where nothing did before."""
+        found = options.has_listener(endpoint.url)
+        with self._lock:
+            endpoint.note_look(absence, found=found, now=self.clock.now())
+
+
+def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:
+    held = entry.usable(now)
+    return TokenRequest(
+        entry.key,
+        now,
+        fetch.deadline,
+        forced=fetch.forced,
+        bypass_cache=fetch.forced and now >= entry.forced_at + FORCE_INTERVAL,
+        generation=entry.generation,
+        parent=inside,
+        held_since=entry.stored_at if held else NEVER,
+        held_until=held.expires_at if held else NEVER,
+    )
+
+
+def _start_thread(function: Callable[..., None], *args: object) -> bool:
+    """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
+    if sys.is_finalizing():
+        return False  # CPython 3.10 and 3.11 would wait here for a thread that never runs
+    try:
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(function, *args), name=THREAD_NAME, daemon=True).start()
+    except RuntimeError:  # a limit of the system, an isolated sub-interpreter, or one that shuts down
+        return False
+    return True
+
+
+process_cache = TokenCache()
+
+
+def forget_tokens() -> None:
+    """Empty the caches of this process, for tests that must not see each other's tokens."""
+    for cache in caches():
+        cache.clear()

@@ -1,0 +1,342 @@
+"""The azure-core pipeline that carries one request. Proxies, `.netrc`, redirects and caches have no say in it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import platform
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from http.client import HTTPException, HTTPResponse
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from azure.core.exceptions import (
+    AzureError,
+    ServiceRequestError,
+    ServiceRequestTimeoutError,
+    ServiceResponseTimeoutError,
+)
+from azure.core.pipeline import Pipeline
+from azure.core.pipeline.policies import (
+    CustomHookPolicy,
+    DistributedTracingPolicy,
+    HttpLoggingPolicy,
+    HTTPPolicy,
+    UserAgentPolicy,
+)
+from azure.core.pipeline.transport import HttpTransport, RequestsTransport
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+from urllib3.util.retry import Retry
+
+from .._version import __version__
+from .log_redaction import install_redaction
+from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, excerpt
+
+# Imported by the transport in the middle of its first request. A fork at that moment would leave them half-imported in
+# the child for good, so they are imported here, under `_fork.import_lock`. Names that a release may drop.
+for _name in ("azure.core.rest._requests_basic", "encodings.idna"):
+    with suppress(ImportError):
+        import_module(_name)
+
+# azure-core's own default would start a child process (`uname -p`, through platform.platform()).
+_USER_AGENT = f"azure-imds-credential/{__version__} Python/{platform.python_version()} ({sys.platform})"
+
+install_redaction()
+
+# What a transport may raise that means "no usable response". Anything else is a bug, or comes from a user's hook.
+TRANSPORT_ERRORS = (AzureError, OSError, HTTPError, HTTPException)
+
+_SHORTAGES = frozenset(
+    getattr(errno, name)
+    for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "ENOSPC", "EUSERS", "EDQUOT")
+    if hasattr(errno, name)
+)
+_UNREACHABLE = frozenset(
+    getattr(errno, name)
+    for name in ("ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN")
+    if hasattr(errno, name)
+)
+
+SecondsLeft = Callable[[], float]
+
+
+class TransportFaultError(AzureError):
+    """A user's transport raised what is no transport error."""
+
+
+class ImdsPipeline:
+    """A pipeline for one request, around the policy that repeats attempts.
+
+    Args:
+        attempts: The policy.
+        endpoint: The base URL that is asked.
+        options: The credential's pipeline options.
+        seconds_left: Returns the seconds until the request's deadline.
+    """
+
+    def __init__(
+        self, attempts: HTTPPolicy[Any, Any], endpoint: str, options: Mapping[str, Any], seconds_left: SecondsLeft
+    ) -> None:
+        self._session: requests.Session | None = None  # our own; a user's transport is neither opened nor closed
+        self.per_request: dict[str, Any] = {"stream": True}  # policies take some out, so each attempt is given them
+        if "tracing_options" in options:
+            self.per_request["tracing_options"] = options["tracing_options"]
+        transport = options.get("transport")
+        if transport is None:
+            self._session = _session(seconds_left)
+            transport = RequestsTransport(session=self._session, session_owner=False, use_env_settings=False)
+        else:
+            if isinstance(transport, RequestsTransport):
+                self.per_request |= _without_environment(endpoint)
+            transport = _UserTransport(transport)
+        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, _policies(attempts, options))
+
+    def run(self, request: Any) -> None:
+        """Send the request, as often as the policy says."""
+        self._pipeline.run(request, **self.per_request)
+
+    def close_connection(self) -> None:
+        """Close our connection: one that brought a bad response must not carry the next request."""
+        if self._session is not None:
+            self._session.close()
+
+
+def _policies(attempts: HTTPPolicy[Any, Any], options: Mapping[str, Any]) -> list[Any]:
+    tracing_options = options.get("tracing_options") or {}
+    return [
+        UserAgentPolicy(_USER_AGENT, user_agent=options.get("user_agent")),
+        *options.get("per_call_policies", ()),
+        attempts,
+        *options.get("per_retry_policies", ()),
+        CustomHookPolicy(**{k: options[k] for k in ("raw_request_hook", "raw_response_hook") if k in options}),
+        # Of azure-core's two logging policies the one that never logs a body, which is where the token is.
+        *([HttpLoggingPolicy()] if options.get("logging_enable") else []),
+        DistributedTracingPolicy(tracing_attributes=dict(tracing_options.get("attributes") or {})),
+    ]
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads a response from its socket until the request's deadline.
+
+    A read timeout begins anew with each byte, so a server that drips would be read for ever.
+    """
+
+    def __init__(self, sock: Any, raw: Any, seconds_left: SecondsLeft) -> None:
+        self._sock, self._raw, self._seconds_left = sock, raw, seconds_left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._seconds_left()
+        if left <= 0:
+            raise TimeoutError("the deadline of the request")
+        timeout = self._sock.gettimeout()
+        self._sock.settimeout(left if timeout is None else min(left, timeout))
+        try:
+            count: int | None = self._raw.readinto(buffer)
+        finally:
+            with suppress(OSError):
+                self._sock.settimeout(timeout)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _response_class(seconds_left: SecondsLeft) -> type[HTTPResponse]:
+    class DeadlineResponse(HTTPResponse):
+        def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(sock, *args, **kwargs)
+            # Above the socket and above TLS. http.client has made a buffered reader of a raw one.
+            self.fp = io.BufferedReader(_DeadlineReader(sock, self.fp.detach(), seconds_left))
+
+    return DeadlineResponse
+
+
+def _session(seconds_left: SecondsLeft) -> requests.Session:
+    """Return a session without redirects, proxies, `.netrc` and retries, whose reads end at the deadline."""
+    response_class = _response_class(seconds_left)
+
+    # The pools' own `ConnectionCls` is left alone, because recorders such as vcrpy replace it.
+    class HttpPool(HTTPConnectionPool):
+        def _new_conn(self) -> Any:
+            connection: Any = super()._new_conn()
+            connection.response_class = response_class  # an attribute of http.client's connections
+            return connection
+
+    class HttpsPool(HTTPSConnectionPool):
+        def _new_conn(self) -> Any:
+            connection: Any = super()._new_conn()
+            connection.response_class = response_class
+            return connection
+
+    adapter = HTTPAdapter(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
+    adapter.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+    session = _Session()
+    session.trust_env = False
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _genuine_session_class() -> type[requests.Session]:
+    """Return requests' own class, also where a caching library has put a subclass in its place."""
+    for cls in requests.Session.__mro__:
+        if cls.__module__ == "requests.sessions":
+            return cls
+    return requests.Session
+
+
+class _Session(_genuine_session_class()):  # type: ignore[misc] # a class that is found at run time
+    """A session for which no response is a redirect.
+
+    requests prepares the redirected request even when it is told not to follow: it reads the whole body first, which
+    may be endless, and fails on targets that are no URL.
+    """
+
+    def get_redirect_target(self, resp: Any) -> None:  # noqa: ARG002 # as requests names it
+        return None
+
+
+def _without_environment(endpoint: str) -> dict[str, Any]:
+    """Return what keeps proxies, `.netrc` and redirects out of a user's `RequestsTransport`."""
+    # A session that trusts the environment merges its proxies under these keys, most specific first, and reads .netrc
+    # unless it is given a way to authenticate.
+    parts = urlsplit(endpoint)
+    keys = ("http", "https", "all", f"{parts.scheme}://{parts.hostname}", f"all://{parts.hostname}")
+    return {"proxies": dict.fromkeys(keys), "auth": _hide_redirects}
+
+
+def _hide_redirects(request: Any) -> Any:
+    """Authenticate nothing, but hide where a redirect points; see `_Session`."""
+
+    def hide(response: Any, **_: Any) -> None:
+        response.headers.pop("Location", None)
+
+    request.register_hook("response", hide)
+    return request
+
+
+class _UserTransport(HttpTransport[Any, Any]):
+    """A user's transport. It is neither opened nor closed, and its bugs are told as such."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        try:
+            return self._transport.send(request, **kwargs)
+        except TRANSPORT_ERRORS:
+            raise
+        except Exception as error:
+            raise TransportFaultError(
+                f"the transport {type(self._transport).__name__} raised {type(error).__name__}: {error}"
+            ) from error
+
+    def open(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+
+def read_body(response: Any, seconds_left: SecondsLeft) -> tuple[bytes | None, str]:
+    """Read the body as it came over the wire, without decoding any Content-Encoding.
+
+    Transports give azure-core's newer responses, its older ones, or stand-ins of tests that have `text()` alone. Some
+    stand-ins have every attribute, so what counts is what comes back.
+
+    Returns:
+        The body and "", or None and why there is none.
+    """
+    was_empty = False
+    for read in _ways_to_read(response):
+        body = bytearray()
+        try:
+            for chunk in read():
+                body += chunk
+                if len(body) > BODY_LIMIT:
+                    return None, LARGE_BODY
+                if seconds_left() <= 0:
+                    return None, "incomplete when the time was up"
+        except TRANSPORT_ERRORS:
+            if not was_empty:
+                return None, BROKEN_BODY
+        except Exception:  # noqa: S112 # no such method, or a stand-in that answers anything with anything
+            continue
+        if body:
+            return bytes(body), ""
+        was_empty = True
+    return (b"", "") if was_empty else (None, BROKEN_BODY)
+
+
+def _ways_to_read(response: Any) -> Iterator[Callable[[], Iterator[bytes]]]:
+    """Yield ways to get the chunks of a body, the best first. A way that does not fit raises."""
+    for name in ("iter_raw", "iter_bytes"):
+        if hasattr(response, name):
+            yield lambda name=name: _only_bytes(getattr(response, name)())  # type: ignore[misc] # binds the loop's value
+    if hasattr(response, "body"):
+        yield lambda: _only_bytes([response.body()])
+    yield lambda: _only_bytes([response.text().encode()])
+
+
+def _only_bytes(chunks: Any) -> Iterator[bytes]:
+    for chunk in chunks:
+        if not isinstance(chunk, (bytes, bytearray)):
+            raise TypeError("not bytes")
+        yield bytes(chunk)
+
+
+def no_response(error: BaseException) -> NoResponse:
+    """Name what a transport raised by type and errno. Its text is not kept: http.client quotes the server in it."""
+    number, reason = _root(error)
+    if number in _SHORTAGES:
+        return NoResponse(f"this machine lacks what a connection needs ({reason})", is_shortage=True)
+    if isinstance(error, TransportFaultError):
+        return NoResponse(excerpt(error), is_fault=True)
+    if isinstance(error, ServiceRequestTimeoutError):
+        return NoResponse(f"connecting timed out ({reason})", is_absent=True)
+    if isinstance(error, ServiceResponseTimeoutError):
+        return NoResponse(f"connected, then no response ({reason})", is_absent=True, has_listener=True)
+    if isinstance(error, ServiceRequestError):
+        return NoResponse(f"connecting failed ({reason})", is_absent=True, is_refused=number in _UNREACHABLE)
+    return NoResponse(f"the connection broke before a response ({reason})", has_listener=True)
+
+
+def _root(error: BaseException) -> tuple[int | None, str]:
+    """Find the operating system's reason under the wrappings of azure-core, requests and urllib3."""
+    visited: list[BaseException] = []
+    todo = [error]
+    while todo and len(visited) < 20:
+        one = todo.pop(0)
+        if one in visited:
+            continue
+        visited.append(one)
+        if isinstance(one, (socket.gaierror, ssl.SSLError)):  # numbers of their own, and words of this machine
+            return None, f"{type(one).__name__}: {one.strerror}"
+        if isinstance(one, OSError) and isinstance(one.errno, int):
+            name = errno.errorcode.get(one.errno, str(one.errno))
+            return one.errno, f"{type(one).__name__}, {name}: {os.strerror(one.errno)}"
+        inner = (
+            getattr(one, "inner_exception", None),
+            getattr(one, "reason", None),
+            one.__cause__,
+            one.__context__,
+            *one.args,
+        )
+        todo += [each for each in inner if isinstance(each, BaseException)]
+    return None, type(visited[-1]).__name__

@@ -1,0 +1,174 @@
+"""What the cache and the client say to each other: a request under way, its result, and a wait for it."""
+
+# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
+import copy
+import math
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import NamedTuple, Optional
+
+from ._identity import Identity
+from .exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, join_credential_unavailable
+
+NEVER = -math.inf
+
+
+class TokenKey(NamedTuple):
+    """What a token is cached by."""
+
+    url: str
+    identity: Identity
+    resource: str
+
+
+class TokenResult(NamedTuple):
+    """How a request ended: with a token and the time of `Clock.now` at which it expires, or with an error."""
+
+    access_token: str = ""
+    expires_at: float = NEVER
+    error: BaseException | None = None
+    is_absent: bool = False  # nothing answers there; that is worth remembering
+    has_listener: bool = False  # but something accepts connections
+    timed_out: bool = False  # a caller with more time may succeed
+    retry_after: float = 0.0  # seconds that the server asked the next caller to wait
+    log_fields: Mapping[str, object] | None = None
+
+    def __repr__(self) -> str:
+        return f"TokenResult(error={self.error!r})"  # never the token
+
+
+class TokenRequest:
+    """A request for a token, under way on a thread of its own and shared by all callers that wait for it.
+
+    Callers may leave; it goes on. Waiting takes no lock that others need, because a KeyboardInterrupt can come between
+    any two bytecodes. Hence no `concurrent.futures.Future`: its condition would stay locked.
+
+    Args:
+        key: What is asked for.
+        started: Time of `Clock.now`.
+        deadline: Time of `Clock.now` at which the request ends, whatever the server does.
+        forced: A newer token is wanted than the one that is cached.
+        bypass_cache: IMDS is asked to bypass its own cache.
+        generation: How often the cache entry was cleared before.
+        parent: The request whose hook, policy or log handler asks for this one.
+        held_since: When the usable token that this process holds was stored; `NEVER` without one.
+        held_until: When it expires.
+    """
+
+    def __init__(
+        self,
+        key: TokenKey,
+        started: float,
+        deadline: float,
+        *,
+        forced: bool = False,
+        bypass_cache: bool = False,
+        generation: int = 0,
+        parent: Optional["TokenRequest"] = None,
+        held_since: float = NEVER,
+        held_until: float = NEVER,
+    ) -> None:
+        self.key, self.started, self.deadline = key, started, deadline
+        self.forced, self.bypass_cache, self.parent = forced, bypass_cache, parent
+        self.generation = generation
+        self.held_since, self.held_until = held_since, held_until
+        self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends
+        self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
+        self.is_running = False  # its thread has begun
+        self._done = False
+        self._callbacks: list[Callable[[], object]] = []
+
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return self._done
+
+    def set_result(self, result: TokenResult | None) -> None:
+        """End the request; None when it was never sent."""
+        self.result = result
+        self._done = True
+
+    def add_done_callback(self, callback: Callable[[], object]) -> bool:
+        """Have a function called at the end; return False when the request has ended already."""
+        self._callbacks.append(callback)
+        return not self._done  # after the append: an end in between has called it, or is seen here
+
+    def run_callbacks(self) -> None:
+        """Wake the callers that wait."""
+        for callback in tuple(self._callbacks):
+            with suppress(RuntimeError):  # an event loop that was closed meanwhile, where no caller waits any more
+                callback()
+
+    def includes(self, other: Optional["TokenRequest"]) -> bool:
+        """Return whether `other` is this request, or was asked for by its hooks, directly or not."""
+        while other is not None and other is not self:
+            other = other.parent
+        return other is self
+
+    def __repr__(self) -> str:
+        return f"<TokenRequest {self.key.url} {self.key.identity} {self.key.resource}>"
+
+
+# The request that the running code belongs to. A user's hooks, policies and log handlers run in one too.
+current_request: ContextVar[TokenRequest | None] = ContextVar("current_request", default=None)
+
+
+class Wait(NamedTuple):
+    """What a caller waits for: the end of a request or, without one, just the time."""
+
+    request: TokenRequest | None
+    seconds: float  # at most
+
+    def block(self) -> None:
+        """Wait on this thread."""
+        lock = threading.Lock()  # looked up here: gevent and eventlet may have replaced it after the import
+        lock.acquire()
+        if self.request is None or self.request.add_done_callback(lock.release):
+            lock.acquire(timeout=max(0.0, self.seconds))
+
+    async def block_async(self) -> None:
+        """Wait in the running event loop."""
+        import asyncio  # here: a program that only uses the sync class does not pay for it
+
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        # Cancelling ends the wait below without a result to look at.
+        if self.request is None or self.request.add_done_callback(lambda: loop.call_soon_threadsafe(ended.cancel)):
+            try:
+                await asyncio.wait((ended,), timeout=max(0.0, self.seconds))
+            finally:
+                ended.cancel()
+
+
+def copy_of(error: BaseException) -> BaseException:
+    """Return a copy for one caller: an instance that is raised twice would mix the tracebacks."""
+    join_credential_unavailable(error)
+    try:
+        return copy.copy(error)
+    except Exception:  # a user's hook may raise what cannot be copied
+        return error
+
+
+def timeout_error(key: TokenKey, timeout: float, *, seen: bool, reason: str = "") -> ImdsError:
+    """Return the error of a caller whose time ended before there was a response.
+
+    Args:
+        key: What was asked for.
+        timeout: Seconds that the call had.
+        seen: The endpoint answered as IMDS before.
+        reason: Why there is no token, if the time is not the reason.
+    """
+    cls = ImdsServiceError if seen else ImdsUnavailableError
+    reason = reason or f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
+    hint = "Try again later, or check what listens at this address."
+    error = cls(
+        f"No token for {key.resource}, asked of {key.url} as {key.identity}. {reason}. {hint}",
+        endpoint=key.url,
+        identity=str(key.identity),
+        resource=key.resource,
+        elapsed=timeout,
+        hint=hint,
+    )
+    error._reason = reason
+    return error

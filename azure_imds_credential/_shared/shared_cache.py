@@ -1,0 +1,246 @@
+"""Tokens shared by the processes of one user on one machine, and which of them asks for the next.
+
+What is shared acts like IMDS's own cache: it hands out the token it has with what is left of its life, and each process
+decides for itself when to look for a newer one. The first to look asks IMDS, under a lock, and the others find what it
+brought. Readers take no lock and import nothing for it.
+
+An endpoint does not count as seen by a shared token. "Seen" says that asking again from this process may help, and only
+an answer to this process shows that: it may share memory with the others, but not their network.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from .._clock import Clock
+from .._endpoint import Endpoint
+from .._fork import import_lock
+from .._jwt import EXPIRY_MARGIN
+from .._request import NEVER, TokenKey, TokenRequest, TokenResult
+from ..exceptions import ImdsServiceError
+from .memory_files import Folder, RefusedError, empty_folders, open_folder
+from .stored_token import StoredToken, decode, encode
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+# Seconds.
+LOOK_INTERVAL = 0.05  # between two looks while a caller waits for the token; ten times that while none does
+HEAD_START = 1.0  # for which the others look on before they load and try the lock
+SPARE_TIMEOUT = 2.0  # for a better token than one in its last minutes
+RECENT = 30.0  # a token stored within them is the newest there is
+ASKING, FAILED = "asking", "failed"
+
+_TOKEN, _LOCK, _NOTE = ".token", ".lock", ".note"
+_logger = logging.getLogger("azure_imds_credential")
+_warned: set[str] = set()
+
+Fetcher = Callable[[TokenRequest, Endpoint, Clock], TokenResult]
+
+
+def sharing(fetch: Fetcher) -> Fetcher:
+    """Return a function that fetches a token only where no other process of this user has one."""
+
+    def fetch_shared(request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
+        with SharedLease(request, clock) as lease:
+            if lease.result is not None:
+                return lease.result
+            return lease.share(fetch(request, endpoint, clock))
+
+    return fetch_shared
+
+
+def forget_shared_tokens() -> int:
+    """Remove the shared tokens of this user on this machine. Processes go on with those they cache.
+
+    Returns:
+        How many tokens there were.
+    """
+    return empty_folders(_TOKEN)
+
+
+class SharedLease:
+    """Inside the `with` block this process asks IMDS for all, unless there is a `result` already.
+
+    Args:
+        request: The request that would be sent.
+        clock: Its clocks must be the machine's: what other processes stored is judged by them.
+    """
+
+    result: TokenResult | None = None  # what spares this process the request
+
+    def __init__(self, request: TokenRequest, clock: Clock) -> None:
+        self._request, self._clock = request, clock
+        self._key: list[object] = [request.key.url, *request.key.identity, request.key.resource]
+        # Only a name: the file says in full what it is for. (hashlib would double what a reader imports.)
+        self._name = f"{binascii.crc32(json.dumps(self._key).encode()):08x}"
+        self._folder: Folder | None = None
+        self._lock: int | None = None  # its descriptor, while it is ours
+        self._asked_at = NEVER
+        self._spare: StoredToken | None = None  # usable, but about to expire: if IMDS gives no better one
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder = self._closing.enter_context(open_folder())
+            found = self._look()
+            if found is None:
+                found = self._wait_for_lock(self._folder)
+            if found is not None:
+                self.result = TokenResult(found.access_token, found.expires_at)
+        except Exception as error:  # sharing spares requests; no trouble with it may cost a caller the token
+            _warn_once(f"tokens are not shared, this process asks IMDS by itself: {error}")
+        self._asked_at = self._clock.now()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self._closing.close()
+
+    def share(self, result: TokenResult) -> TokenResult:
+        """Store a result for the other processes, and return what it means for this one."""
+        if result.error is not None:
+            self._write_note(FAILED)
+            return self._or_spare(result)
+        if self._folder is None or (self._lock is not None and not self._folder.holds(self._name + _LOCK, self._lock)):
+            return result  # there is no place for it, or everything was forgotten meanwhile
+        stored = StoredToken(
+            result.access_token, result.expires_at, self._asked_at, self._clock.now(), self._request.forced
+        )
+        try:
+            self._folder.replace(self._name + _TOKEN, encode(self._key, stored))
+            self._folder.remove(self._name + _NOTE)
+        except FileNotFoundError:
+            pass  # forgotten meanwhile, too
+        except OSError as error:
+            _warn_once(f"a token could not be stored for other processes: {self._folder.path}: {error.strerror}")
+        return result
+
+    def _or_spare(self, failed: TokenResult) -> TokenResult:
+        spare, now = self._spare, self._clock.now()
+        if spare is None or now >= spare.expires_at:
+            return failed
+        _logger.warning(
+            "asking for a token failed, the shared one serves for %d s more: %s", spare.expires_at - now, failed.error
+        )
+        return TokenResult(spare.access_token, spare.expires_at)
+
+    def _look(self) -> StoredToken | None:
+        """Return a stored token that makes the request needless."""
+        assert self._folder is not None
+        request = self._request
+        try:
+            content = self._folder.read(self._name + _TOKEN)
+            now = self._clock.now()  # after reading, or what was stored in between would be from the future
+            found = None if content is None else decode(content, self._key, now)
+        except (RefusedError, ValueError) as error:
+            _warn_once(f"a shared token was ignored: {error}")
+            return None
+        if found is None or now >= found.expires_at:
+            return None
+        if request.forced:
+            return found if found.forced and found.asked_at >= request.started else None
+        if found.stored_at >= request.started or now - found.stored_at < RECENT:
+            return found  # another process has just asked; asking again would bring nothing better
+        if found.expires_at - now <= EXPIRY_MARGIN:
+            self._spare = None if self._holds_usable(now) else found
+            return None
+        return found if found.stored_at > request.held_since or not self._holds_usable(now) else None
+
+    def _holds_usable(self, now: float) -> bool:
+        return now < self._request.held_until
+
+    def _wait_for_lock(self, folder: Folder) -> StoredToken | None:
+        """Wait for the lock; return what another process stored meanwhile.
+
+        A holder that dies lets go of it. One that is stopped does not, and one that IMDS keeps waiting may take all of
+        its time: so a process without a token waits half of its time at most, and then asks by itself. One that has a
+        token never asks while another does.
+        """
+        begun, request = self._clock.now(), self._request
+        patience = (request.deadline - begun) / 2
+        if self._spare is not None:  # as for a token of this process in its last minutes
+            patience = min(patience, SPARE_TIMEOUT)
+            request.deadline = min(request.deadline, begun + SPARE_TIMEOUT)
+        usable = self._holds_usable(begun) and not request.forced
+        no_caller_waits = usable and request.held_until - begun > EXPIRY_MARGIN
+        # Of many processes the first asks at once, and the others need no lock to see it and what it brings.
+        if 0 <= begun - self._read_note(ASKING) < HEAD_START:
+            while self._clock.now() - begun < HEAD_START and self._read_note(ASKING) != NEVER:
+                self._clock.sleep(LOOK_INTERVAL)
+                if (found := self._look()) is not None:
+                    return found
+        else:
+            self._write_note(ASKING)
+
+        def is_needless() -> bool:
+            if self._look() is not None:
+                return True
+            # The holder failed. One after the other, each would fail as slowly: better all at once.
+            return self._clock.now() - begun >= SPARE_TIMEOUT and self._read_note(FAILED) >= begun
+
+        with import_lock:
+            from filelock import FileLock, Timeout
+
+        def keep(descriptor: int) -> None:
+            # The path may lead to another file by now; then this lock keeps no other process out.
+            if not folder.holds(self._name + _LOCK, descriptor):
+                raise RefusedError(f"{folder.path}/{self._name}{_LOCK}: replaced while it was locked")
+            self._lock = descriptor
+
+        # Not fcntl.flock: a child that is forked meanwhile would inherit the lock and keep it after its holder's death.
+        path = f"{folder.path}/{self._name}{_LOCK}"
+        lock = FileLock(path, patience, 0o600, fallback_to_soft=False, on_acquired=keep)
+        try:
+            lock.acquire(poll_interval=LOOK_INTERVAL * (10 if no_caller_waits else 1), cancel_check=is_needless)
+        except Timeout:
+            if (found := self._look()) is not None:
+                return found
+            if usable or self._spare is not None:
+                self.result = self._or_spare(TokenResult(error=_busy(request.key, self._clock.now() - begun)))
+            return None
+        self._closing.callback(lock.release)
+        folder.tidy(self._name)
+        return self._look()
+
+    def _write_note(self, word: str) -> None:
+        """Tell the other processes. This only spares them waits; nothing is lost when it gets lost."""
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.replace(self._name + _NOTE, f"{word} {self._clock.now()}".encode())
+
+    def _read_note(self, word: str) -> float:
+        """Return when this word was last written; `NEVER` if it was not."""
+        if self._folder is not None:
+            with suppress(RefusedError, ValueError):
+                written, _, at = (self._folder.read(self._name + _NOTE) or b"").decode().partition(" ")
+                return float(at) if written == word else NEVER
+        return NEVER
+
+
+def _busy(key: TokenKey, seconds: float) -> ImdsServiceError:
+    return ImdsServiceError(
+        f"No token for {key.resource}: another process of this user has been asking {key.url} for "
+        f"{seconds:.0f} s and has none yet.",
+        endpoint=key.url,
+        identity=str(key.identity),
+        resource=key.resource,
+        elapsed=seconds,
+    )
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        _logger.warning("%s", text)

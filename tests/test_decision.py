@@ -1,0 +1,510 @@
+"""What a call does next, as tables: an entry, a call and the time in, a decision out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
+from azure_imds_credential._cache.decision import (
+    Fail,
+    Fetch,
+    Pause,
+    Return,
+    TokenCall,
+    after_fetch,
+    before_fetch,
+)
+from azure_imds_credential._cache.token_entry import CachedToken, TokenEntry, cached_token
+from azure_imds_credential._endpoint import GRACE, Absence, Endpoint, UrlState
+from azure_imds_credential._identity import Identity
+from azure_imds_credential._request import TokenKey, TokenRequest, TokenResult
+
+KEY = TokenKey("http://127.0.0.1", Identity(), "https://a")
+NOW = 1000.0
+TIMEOUT = 50.0
+NO_IDENTITY = IdentityUnavailableError("none")
+SERVICE = ImdsServiceError("no")
+# Each state of a token, by when it is refreshed and when it expires.
+FRESH, STALE, EXPIRING, EXPIRED = (2000.0, 3000.0), (900.0, 3000.0), (900.0, 1300.0), (900.0, 1000.0)
+
+
+@pytest.fixture
+def entry() -> TokenEntry:
+    """An entry without a token."""
+    return TokenEntry(KEY, Endpoint(KEY.url, UrlState()))
+
+
+def _call(begun: float = NOW, **members: Any) -> TokenCall:
+    return TokenCall(begun, **({"timeout": TIMEOUT} | members))
+
+
+def _request(started: float = NOW, deadline: float = NOW + 90.0, **members: Any) -> TokenRequest:
+    return TokenRequest(KEY, started, deadline, **members)
+
+
+def _hold(entry: TokenEntry, times: tuple[float, float]) -> CachedToken:
+    entry.cached = cached_token("dummy", *times, 0.0, 0.0)
+    return entry.cached
+
+
+def _failed(error: BaseException, request: TokenRequest | None = None, **members: Any) -> TokenRequest:
+    request = request or _request()
+    request.set_result(TokenResult(error=error, **members))
+    return request
+
+
+def _is_copy(error: BaseException, of: BaseException) -> bool:
+    return type(error) is type(of) and str(error) == str(of) and error is not of
+
+
+def test_a_call_begins() -> None:
+    """Its deadlines count from its beginning, and it has been through nothing."""
+    call = TokenCall(NOW, timeout=50.0, wait_for_identity=20.0, force_refresh=True)
+    assert vars(call) == {
+        "timeout": 50.0,
+        "force_refresh": True,
+        "deadline": 1050.0,
+        "identity_deadline": 1020.0,
+        "heeds_absence": False,
+        "has_fetched": False,
+        "has_paused": False,
+        "identity_error": None,
+    }
+    plain = TokenCall(NOW, timeout=50.0)
+    assert (plain.force_refresh, plain.identity_deadline) == (False, NOW)
+
+
+@pytest.mark.parametrize(
+    ("members", "heeds"),
+    [({}, True), ({"force_refresh": True}, False), ({"wait_for_identity": 1.0}, False)],
+    ids=str,
+)
+def test_which_calls_heed_absence(members: dict[str, Any], heeds: bool) -> None:
+    """Those that neither force nor wait."""
+    assert _call(**members).heeds_absence is heeds
+
+
+@pytest.mark.parametrize(
+    ("result", "remembered"),
+    [
+        (TokenResult(error=NO_IDENTITY), NO_IDENTITY),
+        (TokenResult(error=SERVICE), None),
+        (TokenResult("dummy"), None),
+        (None, None),
+    ],
+    ids=["no identity", "error", "token", "none"],
+)
+def test_a_wait_is_noted(result: TokenResult | None, remembered: BaseException | None) -> None:
+    """That there is no such identity is remembered by the call."""
+    call, request = _call(), _request()
+    request.set_result(result)
+    call.note_wait(request)
+    assert call.has_fetched is True
+    assert call.identity_error is remembered
+
+
+# A call that no token serves.
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("times", [None, EXPIRED], ids=str)
+def test_a_first_request(entry: TokenEntry, times: tuple[float, float] | None, forced: bool) -> None:
+    """Without a token one is started, which has what time the call has; the caller waits for it a moment longer."""
+    if times:
+        _hold(entry, times)
+    entry.set_request(_request(forced=not forced))
+    decision = before_fetch(entry, _call(force_refresh=forced), NOW, None)
+    assert decision == Fetch(None, 1050.0, 1050.0 + GRACE, forced)
+    assert isinstance(decision, Fetch)
+    assert decision.in_background is False
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    ("deadline", "joins", "wait_until"),
+    [
+        (1040.0, True, 1040.0 + GRACE),  # for as long as it may take
+        (1090.0, True, 1050.0 + GRACE),  # but not longer than the call has
+        (NOW - GRACE / 2, True, NOW + GRACE / 2),  # it is about to say why it failed
+        (NOW - GRACE, False, 1050.0 + GRACE),  # it overran its deadline
+        (NOW - 50.0, False, 1050.0 + GRACE),
+    ],
+)
+def test_a_request_is_joined(entry: TokenEntry, forced: bool, deadline: float, joins: bool, wait_until: float) -> None:
+    """One of the same kind is, unless it overran its deadline."""
+    request = _request(deadline=deadline, forced=forced)
+    entry.set_request(request)
+    decision = before_fetch(entry, _call(force_refresh=forced), NOW, None)
+    assert isinstance(decision, Fetch)
+    assert decision.join is (request if joins else None)
+    assert decision.wait_until == pytest.approx(wait_until)
+    assert (decision.deadline, decision.forced, decision.in_background) == (1050.0, forced, False)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None:
+    """A hook that asks for the token of its own request is told so at once; for another one it waits."""
+    request = _request()
+    entry.plain, entry.endpoint.seen = request, seen
+    for inside in (request, _request(parent=request)):
+        decision = before_fetch(entry, _call(), NOW, inside)
+        assert isinstance(decision, Fail)
+        assert type(decision.error) is (ImdsServiceError if seen else ImdsUnavailableError)
+        assert "asked for its token" in str(decision.error)
+        assert isinstance(decision.error, ImdsError)
+        assert (decision.error.elapsed, decision.error.resource) == (TIMEOUT, "https://a")
+    assert before_fetch(entry, _call(), NOW, _request()) == Fetch(request, 1050.0, 1050.0 + GRACE, False)
+
+
+@pytest.mark.parametrize(
+    ("members", "now", "is_told"),
+    [({}, 1007.0, True), ({}, 1020.0, False), ({"force_refresh": True}, 1007.0, False)],
+    ids=str,
+)
+def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: float, is_told: bool) -> None:
+    """A call that heeds it is told how old it is, and asks when it is forgotten."""
+    error = ImdsUnavailableError("nothing answers")
+    entry.endpoint.absence = Absence(error, 1000.0, 1020.0)
+    decision = before_fetch(entry, _call(**members), now, None)
+    assert isinstance(decision, Fail) is is_told
+    if isinstance(decision, Fail):
+        assert str(decision.error) == "nothing answers (Remembered: this was found out 7 s ago.)"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    ("patience", "no_identity_at", "timeout", "until"),
+    [
+        (60.0, NOW - 1.0, 90.0, NOW + 4.0),  # five seconds after IMDS said so
+        (60.0, NOW - 5.0, 90.0, None),
+        (60.0, NOW - 4.5, 90.0, NOW + 0.5),
+        (2.0, NOW - 1.0, 90.0, NOW + 2.0),  # or at the end of the patience
+        (0.0, NOW - 1.0, 90.0, None),
+        (4.0, NOW - 1.0, 4.0, None),  # a pause that takes all the time would leave none to ask
+        (4.0, NOW - 1.0, 4.5, NOW + 4.0),
+        (60.0, -math.inf, 90.0, None),
+    ],
+)
+def test_a_pause_for_an_identity(
+    entry: TokenEntry, forced: bool, patience: float, no_identity_at: float, timeout: float, until: float | None
+) -> None:
+    """A patient call does not ask again within five seconds, but joins a request under way."""
+    entry.no_identity_at = no_identity_at
+    call = _call(wait_for_identity=patience, timeout=timeout, force_refresh=forced)
+    decision = before_fetch(entry, call, NOW, None)
+    if until is None:
+        assert isinstance(decision, Fetch)
+    else:
+        assert decision == Pause(until)
+    request = _request(forced=forced)
+    entry.set_request(request)
+    decision = before_fetch(entry, call, NOW, None)
+    assert isinstance(decision, Fetch)
+    assert decision.join is request
+
+
+# A call that a token serves.
+
+
+@pytest.mark.parametrize("retry_at", [-math.inf, 0.0])
+def test_a_fresh_token(entry: TokenEntry, retry_at: float) -> None:
+    """It is handed out, and nothing is started."""
+    cached = _hold(entry, FRESH)
+    assert before_fetch(entry, _call(), NOW, None) == Return(cached)
+
+
+def test_a_stale_token(entry: TokenEntry) -> None:
+    """A refresh is started, for which no caller waits, and which has 90 s whatever the call has."""
+    _hold(entry, STALE)
+    assert before_fetch(entry, _call(), NOW, None) == Fetch(None, NOW + 90.0, NOW, False, in_background=True)
+
+
+@pytest.mark.parametrize(("timeout", "waits"), [(50.0, 2.0), (1.5, 1.5)])
+def test_an_expiring_token(entry: TokenEntry, timeout: float, waits: float) -> None:
+    """The caller that starts the refresh waits for it for two seconds, if it has them."""
+    _hold(entry, EXPIRING)
+    decision = before_fetch(entry, _call(timeout=timeout), NOW, None)
+    assert decision == Fetch(None, NOW + 90.0, NOW + waits, False, in_background=True)
+
+
+@pytest.mark.parametrize(
+    ("times", "started", "wait_until"),
+    [
+        (STALE, NOW, None),
+        (EXPIRING, NOW - 0.5, NOW + 1.5),  # two seconds of the refresh, not of each call
+        (EXPIRING, NOW - 2.0, None),
+        (EXPIRING, NOW - 3.0, None),
+        (EXPIRING, NOW, NOW + 2.0),
+    ],
+)
+def test_a_refresh_under_way(
+    entry: TokenEntry, times: tuple[float, float], started: float, wait_until: float | None
+) -> None:
+    """Another caller gets the token, and waits only in its last minutes and for what is left of two seconds."""
+    cached = _hold(entry, times)
+    entry.plain = _request(started)
+    decision = before_fetch(entry, _call(), NOW, None)
+    if wait_until is None:
+        assert decision == Return(cached)
+    else:
+        assert decision == Fetch(entry.plain, NOW + 90.0, wait_until, False, in_background=True)
+
+
+@pytest.mark.parametrize("times", [STALE, EXPIRING], ids=str)
+@pytest.mark.parametrize(("retry_at", "refreshes"), [(NOW + 0.1, False), (NOW, True), (NOW - 1.0, True)])
+def test_backing_off(entry: TokenEntry, times: tuple[float, float], retry_at: float, refreshes: bool) -> None:
+    """No refresh is started before the next try, and no caller waits."""
+    cached = _hold(entry, times)
+    entry.retry_at = retry_at
+    decision = before_fetch(entry, _call(), NOW, None)
+    assert (decision == Return(cached)) is not refreshes
+    entry.plain = _request(NOW)
+    assert isinstance(before_fetch(entry, _call(), NOW, None), Fetch if times == EXPIRING else Return)
+
+
+@pytest.mark.parametrize(("overrun_by", "is_replaced"), [(GRACE / 2, False), (GRACE, True), (5.0, True)])
+@pytest.mark.parametrize("times", [STALE, EXPIRING], ids=str)
+def test_a_refresh_that_overran(
+    entry: TokenEntry, times: tuple[float, float], overrun_by: float, is_replaced: bool
+) -> None:
+    """It may hang for good, so it is replaced."""
+    cached = _hold(entry, times)
+    entry.plain = _request(NOW - 90.0, NOW - overrun_by)
+    decision = before_fetch(entry, _call(), NOW, None)
+    if is_replaced:
+        assert isinstance(decision, Fetch)
+        assert decision.join is None
+        assert decision.wait_until == (NOW if times == STALE else NOW + 2.0)
+    else:
+        assert decision == Return(cached)
+
+
+@pytest.mark.parametrize("times", [STALE, EXPIRING], ids=str)
+def test_a_refresh_that_asks_for_its_own_token(entry: TokenEntry, times: tuple[float, float]) -> None:
+    """Its hook gets the cached one; a hook of another request is a call like any other."""
+    cached = _hold(entry, times)
+    entry.plain = _request(NOW)
+    assert before_fetch(entry, _call(), NOW, entry.plain) == Return(cached)
+    decision = before_fetch(entry, _call(), NOW, _request())
+    assert isinstance(decision, Return if times == STALE else Fetch)
+
+
+def test_a_request_without_a_refresh_gets_no_refresh_of_its_own(entry: TokenEntry) -> None:
+    """A hook inside another request starts a refresh that is due."""
+    _hold(entry, STALE)
+    assert isinstance(before_fetch(entry, _call(), NOW, _request()), Fetch)
+
+
+# A forced call.
+
+
+@pytest.mark.parametrize(
+    ("forced_at", "has_fetched", "is_shared"),
+    [
+        (NOW - 29.0, False, True),
+        (NOW - 30.0, False, False),
+        (NOW - 29.0, True, False),  # a call that has asked already asks again
+        (-math.inf, False, False),
+    ],
+)
+def test_a_forced_token_serves_for_30_seconds(
+    entry: TokenEntry, forced_at: float, has_fetched: bool, is_shared: bool
+) -> None:
+    """Then another is forced; within, a token is taken, and a request that is needed is an ordinary one."""
+    entry.forced_at = forced_at
+    call = _call(force_refresh=True)
+    call.has_fetched = has_fetched
+    decision = before_fetch(entry, call, NOW, None)
+    assert isinstance(decision, Fetch)
+    assert decision.forced is (not is_shared)
+    cached = _hold(entry, FRESH)
+    decision = before_fetch(entry, call, NOW, None)
+    assert (decision == Return(cached)) is is_shared
+
+
+@pytest.mark.parametrize(
+    ("error", "patience", "has_paused", "is_told"),
+    [
+        (SERVICE, 0.0, False, True),
+        (SERVICE, 60.0, False, True),
+        (SERVICE, 0.0, True, False),  # it has paused since: what others were told is old
+        (NO_IDENTITY, 0.0, False, True),
+        (NO_IDENTITY, 60.0, False, False),  # it waits for the identity
+    ],
+)
+def test_a_forced_failure_is_shared(
+    entry: TokenEntry, error: BaseException, patience: float, has_paused: bool, is_told: bool
+) -> None:
+    """What IMDS said to the forced request of a moment ago is told to the next caller, in an error of its own."""
+    _hold(entry, FRESH)
+    entry.forced_at, entry.forced_error = NOW - 29.0, error
+    call = _call(force_refresh=True, wait_for_identity=patience)
+    call.has_paused = has_paused
+    decision = before_fetch(entry, call, NOW, None)
+    if is_told:
+        assert isinstance(decision, Fail)
+        assert _is_copy(decision.error, error)
+    else:
+        assert decision == Fetch(None, 1050.0, 1050.0 + GRACE, True)
+
+
+# After a wait.
+
+
+@pytest.mark.parametrize("times", [FRESH, STALE, EXPIRING], ids=str)
+@pytest.mark.parametrize(
+    ("result", "forced", "is_returned"),
+    [
+        (TokenResult("dummy", 3000.0), False, True),
+        (TokenResult("dummy", 3000.0), True, True),
+        (TokenResult(error=SERVICE), False, True),  # the token serves, whatever became of the request
+        (TokenResult(error=SERVICE), True, False),  # but not a caller that wanted another
+        (None, False, True),
+        (None, True, False),
+    ],
+)
+def test_a_token_after_a_wait(
+    entry: TokenEntry, times: tuple[float, float], result: TokenResult | None, forced: bool, is_returned: bool
+) -> None:
+    """A usable token is handed out, but to a forced call only one that its request brought."""
+    cached = _hold(entry, times)
+    request = _request(forced=forced)
+    if result is not None:
+        request.set_result(result)
+    call = _call(begun=NOW - TIMEOUT, force_refresh=forced)
+    decision = after_fetch(entry, call, request, NOW)
+    assert (decision == Return(cached)) is is_returned
+    assert isinstance(decision, (Return, Fail))
+
+
+@pytest.mark.parametrize(("seen", "cls"), [(False, ImdsUnavailableError), (True, ImdsServiceError)])
+def test_a_request_without_a_result(entry: TokenEntry, seen: bool, cls: type[ImdsError]) -> None:
+    """It overran its deadline or was never sent: another is started, and at the deadline there is an error."""
+    entry.endpoint.seen = seen
+    assert after_fetch(entry, _call(), _request(), 1049.0) == Pause(1049.0)
+    decision = after_fetch(entry, _call(), _request(), 1050.0)
+    assert isinstance(decision, Fail)
+    assert type(decision.error) is cls
+    assert isinstance(decision.error, ImdsError)
+    assert decision.error.elapsed == TIMEOUT
+    assert "within 50 s" in str(decision.error)
+    assert decision.error.endpoint == KEY.url
+
+
+def test_the_latest_attempt_is_told(entry: TokenEntry) -> None:
+    """At the deadline of a call whose request goes on, in an error of its own."""
+    request = _request()
+    request.attempt_errors += [ImdsServiceError("first"), ImdsServiceError("second"), ImdsServiceError("last")]
+    decision = after_fetch(entry, _call(), request, 1050.0)
+    assert isinstance(decision, Fail)
+    assert _is_copy(decision.error, request.attempt_errors[-1])
+
+
+@pytest.mark.parametrize(("generation", "pause"), [(0, 0.5), (1, 0.0)])
+def test_a_dead_token(entry: TokenEntry, generation: int, pause: float) -> None:
+    """After half a second another is asked for; at once where the token was forgotten instead."""
+    entry.generation = generation
+    request = _request()
+    request.set_result(TokenResult("dead", NOW - 1.0))
+    assert after_fetch(entry, _call(), request, NOW) == Pause(NOW + pause)
+    decision = after_fetch(entry, _call(), request, 1050.0)
+    assert isinstance(decision, Fail)
+    assert type(decision.error) is ImdsUnavailableError
+
+
+@pytest.mark.parametrize("request_deadline", [NOW + 1.0, NOW + 90.0])
+def test_a_refusal_is_final(entry: TokenEntry, request_deadline: float) -> None:
+    """The caller gets an error of its own, however much time is left."""
+    decision = after_fetch(entry, _call(), _failed(SERVICE, _request(deadline=request_deadline)), NOW)
+    assert isinstance(decision, Fail)
+    assert _is_copy(decision.error, SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("patience", "no_identity_at", "until"),
+    [
+        (60.0, NOW, NOW + 5.0),
+        (3.0, NOW, NOW + 3.0),
+        (60.0, NOW - 9.0, NOW),
+        (0.0, NOW, None),
+        (50.0, NOW + 46.0, None),  # the next request would come at the deadline
+    ],
+)
+def test_waiting_for_an_identity(
+    entry: TokenEntry, patience: float, no_identity_at: float, until: float | None
+) -> None:
+    """A patient call asks again every five seconds, and at the end of its patience."""
+    entry.no_identity_at = no_identity_at
+    decision = after_fetch(entry, _call(wait_for_identity=patience), _failed(NO_IDENTITY), NOW)
+    if until is not None:
+        assert decision == Pause(until)
+    else:
+        assert isinstance(decision, Fail)
+        assert _is_copy(decision.error, NO_IDENTITY)
+
+
+def test_patience_is_for_an_identity_alone(entry: TokenEntry) -> None:
+    """Another error ends the call."""
+    decision = after_fetch(entry, _call(wait_for_identity=60.0), _failed(SERVICE), NOW)
+    assert isinstance(decision, Fail)
+    assert _is_copy(decision.error, SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("request_deadline", "timed_out", "retry_after", "until"),
+    [
+        (1010.0, True, 0.0, NOW),  # it had less time than this call
+        (1010.0, True, 20.0, NOW + 20.0),  # and the server asked to wait
+        (1010.0, True, 49.9, NOW + 49.9),
+        (1010.0, True, 50.0, None),
+        (1010.0, False, 0.0, None),
+        (1050.0, True, 0.0, None),
+        (1050.0 - 5 * GRACE, True, 0.0, None),  # as much time, give or take
+        (1050.0 - 5 * GRACE - 0.01, True, 0.0, NOW),
+    ],
+)
+def test_a_request_with_less_time(
+    entry: TokenEntry, request_deadline: float, timed_out: bool, retry_after: float, until: float | None
+) -> None:
+    """A call that has more time asks again, when the server allows it."""
+    request = _failed(SERVICE, _request(deadline=request_deadline), timed_out=timed_out, retry_after=retry_after)
+    decision = after_fetch(entry, _call(), request, NOW)
+    if until is not None:
+        assert decision == Pause(until)
+    else:
+        assert isinstance(decision, Fail)
+        assert _is_copy(decision.error, SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (TokenResult(error=SERVICE, timed_out=True), NO_IDENTITY),
+        (None, NO_IDENTITY),
+        (TokenResult("dead", NOW), NO_IDENTITY),
+        (TokenResult(error=SERVICE), SERVICE),
+    ],
+    ids=["timed out", "no result", "dead token", "another answer"],
+)
+def test_waiting_in_vain(entry: TokenEntry, result: TokenResult | None, told: BaseException) -> None:
+    """That there is no such identity tells more than that the time is up; what IMDS says last counts most."""
+    call, request = _call(begun=NOW - TIMEOUT, wait_for_identity=TIMEOUT), _request()
+    call.identity_error = NO_IDENTITY
+    request.set_result(result)
+    decision = after_fetch(entry, call, request, NOW)
+    assert isinstance(decision, Fail)
+    assert _is_copy(decision.error, told)
+
+
+def test_decisions_change_nothing(entry: TokenEntry) -> None:
+    """They are pure: entry and call are as they were."""
+    _hold(entry, EXPIRING)
+    entry.plain = _request()
+    call = _call()
+    before = dict(vars(entry)), dict(vars(call))
+    before_fetch(entry, call, NOW, None)
+    after_fetch(entry, call, entry.plain, NOW)
+    assert (vars(entry), vars(call)) == before
