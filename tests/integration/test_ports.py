@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
+import jwt
 import pytest
-import trustme
 from azure.storage.blob import BlobServiceClient
-from cloud import Answer, Cloud, Request, Service
 from proving import CACHE, needs, run, sample_environment
 from test_azurite import ACCOUNT, Azurite, azurite  # noqa: F401 # a fixture, in its own module there
 
@@ -59,8 +61,9 @@ def ported(ca_file: str, tmp_path: Path) -> Ported:
 
 
 @pytest.fixture
-def container(azurite: Azurite) -> str:  # noqa: F811 # the fixture imported above
-    """Make a container with one blob; return its name."""
+def container(azurite: Azurite, imds: ImdsEmulator) -> str:  # noqa: F811 # the fixture imported above
+    """Make a container with one blob, with a token of the emulator; return its name."""
+    assert not imds.requests
     with BlobServiceClient(azurite.blob, ImdsCredential(), **azurite.trust) as service:
         client = service.create_container(f"ports-{id(service)}")
         client.upload_blob("greeting.txt", b"hello")
@@ -130,30 +133,46 @@ print(json.dumps(names))
 
 
 @pytest.fixture
-def model(imds: ImdsEmulator, authority: trustme.CA) -> Iterator[Cloud]:
-    """A language model that repeats what it is asked, where Azure AI Foundry has it."""
+def model(imds: ImdsEmulator, certificate: tuple[str, str]) -> Iterator[str]:
+    """Run a language model over TLS that repeats the question of each caller whose token PyJWT accepts."""
+    keys = jwt.PyJWKClient(imds.jwks_uri)
 
-    def repeat(request: Request) -> Answer:
-        message = {"role": "assistant", "content": f"You said: {request.body['messages'][0]['content']}"}
-        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        return Answer(200, {"id": "1", "object": "chat.completion", "created": 1, "model": "gpt", "choices": choices})
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+            token = self.headers["Authorization"].removeprefix("Bearer ")
+            key = keys.get_signing_key_from_jwt(token)
+            jwt.decode(token, key, ["RS256"], audience="https://ai.azure.com", issuer=imds.issuer)
+            message = {"role": "assistant", "content": f"You said: {question}"}
+            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "gpt", "choices": choices}
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
-    service = Service("https://ai.azure.com", repeat)
-    with Cloud(imds, authority, {"shop.services.ai.azure.com": service}) as cloud:
-        yield cloud
+        def log_message(self, *_: object) -> None:
+            """Be silent."""
+
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*certificate)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"https://localhost:{server.server_address[1]}/api/projects/shop"
+        server.shutdown()
 
 
-def test_langchain(ported: Ported, model: Cloud, imds: ImdsEmulator) -> None:
-    """The ported chat model asks with a token that the model's service accepts."""
+def test_langchain(ported: Ported, model: str, imds: ImdsEmulator) -> None:
+    """The ported chat model asks with a token that the model's server accepts."""
     needs("langchain_azure_ai")
     program = """
+import sys
 from langchain_azure_ai.chat_models import AzureAIOpenAIApiChatModel
 
-endpoint = "https://shop.services.ai.azure.com/api/projects/shop"
-model = AzureAIOpenAIApiChatModel(project_endpoint=endpoint, model="gpt")
-print(model.invoke("hi").content)
+print(AzureAIOpenAIApiChatModel(project_endpoint=sys.argv[1], model="gpt").invoke("hi").content)
 """
-    said = ported("langchain_azure_ai/_resources.py", program, HTTPS_PROXY=model.proxies["https"])
-    assert said == "You said: hi\n"
-    assert [line.split()[0] for line in model.requests] == ["200"]
+    assert ported("langchain_azure_ai/_resources.py", program, model) == "You said: hi\n"
     imds.assert_requests(1, resource="https://ai.azure.com")
