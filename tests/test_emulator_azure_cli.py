@@ -313,7 +313,11 @@ def test_a_bridge_of_this_machine() -> None:
     assert done.stdout.splitlines() == ["http://172.30.7.1 200 403", "403"], done.stderr
 
 
-FAKE_AZ = """#!{python}
+# Python by way of sh, since a first line cannot name an interpreter whose path has a space. To Python it is a string.
+FAKE_AZ = """#!/bin/sh
+''':'
+exec "{python}" "$0" "$@"
+'''
 import json, sys
 assert sys.argv[1:3] == ["account", "get-access-token"], sys.argv
 if "--resource=https://nothing.example" in sys.argv:
