@@ -132,10 +132,12 @@ def metadata_refusal(headers: CIMultiDictProxy[str]) -> Answer | None:
 def split_target(target: str) -> tuple[str, str]:
     """Return path and query of a target.
 
-    msal4j before 1.26 puts a slash behind the variable's value, so a path may begin with two.
+    msal4j before 1.26 puts a slash behind the variable's value, so a path may begin with two. msal-node ends it with a
+    slash.
     """
     path, _, query = target.partition("?")
-    return (path[1:] if path.startswith("//") else path), query
+    path = path[1:] if path.startswith("//") else path
+    return path if path == "/" else path.removesuffix("/"), query
 
 
 @lru_cache(1024)  # programs ask the same question again and again; a query has at most 8,190 bytes
