@@ -131,15 +131,14 @@ class Service:
         quiet = logging.getLogger("azure_imds_credential.serve.http")  # what clients send is no event of ours
         quiet.propagate = False
         quiet.setLevel(logging.CRITICAL)
-        # The time a client has for its request, and limits on it: request line and each header 8,190 bytes, 64 headers.
-        # lingering_time: a body that was refused is not read.
+        # aiohttp itself limits the request line and each header to 8,190 bytes. Without lingering, a body that was
+        # refused is not read.
         self._http = web.Server(
             self._handler,
             access_log=None,
             logger=quiet,
             keepalive_timeout=self._options.idle_seconds,
             lingering_time=0.0,
-            max_headers=64,
             auto_decompress=False,
         )
         self._connections = self._handler.connections = Connections(

@@ -33,6 +33,7 @@ SELECTORS = {
 _PARAMETERS = {"api-version", "resource", "bypass_cache", *SELECTORS}
 _OLDEST_VERSION = "2018-02-01"  # the first that has managed identities
 _MOST_PARAMETERS = 20
+MAX_HEADERS = 64  # clients of IMDS send about ten
 _IMDS_HOSTS = ("169.254.169.254", "169.254.169.254:80")  # for machines that redirect IMDS's address to this port
 
 
@@ -99,6 +100,8 @@ def refusal(
         return WRONG_METHOD
     if not target.startswith("/"):
         return identity_error(400, "The request target must be a path", reason="target")
+    if len(headers) > MAX_HEADERS:
+        return identity_error(400, "Too many headers", reason="headers")
     named = headers.getall("Host", [])
     if len(named) != 1:
         return identity_error(400, "Exactly one Host header is needed", reason="host")
