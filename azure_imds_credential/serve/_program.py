@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -31,6 +32,10 @@ IMDS = "http://169.254.169.254"
 REPORT_SECONDS = 60.0
 _GRACE = 2.0  # seconds that requests under way have to end, once serve is told to
 _BACKLOG = 256
+# What a request to IMDS is made with. It takes 0.3 s to import, which the first client need not wait for; serve itself can
+# answer from the shared cache without it, so it comes a little later.
+_NEEDED_LATER = ("msal", "requests", "azure.core.pipeline.policies", "azure.core.pipeline.transport")
+_LATER = 1.0  # seconds
 _FIRST_DESCRIPTOR = 3  # https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html
 
 
@@ -158,13 +163,14 @@ class Service:
         library.addHandler(self._log)
         library.setLevel(logging.INFO)
         self._server = await self._loop.create_server(self._connections, sock=self._listener, backlog=_BACKLOG)
-        self._reporting = asyncio.ensure_future(self._report())
+        self._background = [asyncio.ensure_future(each) for each in (self._report(), _import_what_is_needed_later())]
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._reporting.cancel()
+        for task in self._background:
+            task.cancel()
         self._server.close()
         self._http.pre_shutdown()
         await self._http.shutdown(_GRACE)
@@ -201,6 +207,12 @@ class Service:
             statuses = {f"status_{status}": count for status, count in sorted(since.statuses.items())}
             facts = {"requests": since.requests, **statuses, "upstream": since.upstream, "tokens": self._tokens.count}
             self._tell("served", facts)
+
+
+async def _import_what_is_needed_later() -> None:
+    await asyncio.sleep(_LATER)
+    for name in _NEEDED_LATER:
+        await asyncio.to_thread(import_module, name)
 
 
 def listening_socket(options: ServeOptions) -> socket.socket:
