@@ -186,6 +186,8 @@ class CredentialBase(ABC):
         Raises:
             ImdsUnavailableError: The environment names another token source. It is raised here already, as the next is.
             ValueError: There is not exactly one scope.
+            IdentityMismatchError: Raised by the function: it is for `api://AzureADTokenExchange`, and the token is of
+                the system-assigned identity, which an application cannot trust.
         """
 
     @abstractmethod

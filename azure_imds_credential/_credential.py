@@ -8,6 +8,7 @@ from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOpt
 
 from ._base import CredentialBase
 from ._cache.token_entry import CachedToken
+from ._federation import checked_assertion
 from ._options import has_claims
 from ._whoami import MANAGEMENT_SCOPE, IdentityInfo, identity_info
 
@@ -43,8 +44,8 @@ class ImdsCredential(CredentialBase):
         return filling.cached
 
     def token_provider(self, *scopes: str) -> Callable[[], str]:
-        self._options.entry(scopes)
-        return lambda: self.get_token(*scopes).token
+        key = self._options.entry(scopes).key
+        return lambda: checked_assertion(self.get_token(*scopes).token, key.resource, str(key.identity))
 
     def whoami(self, scope: str = MANAGEMENT_SCOPE) -> IdentityInfo:
         return identity_info(self.get_token(scope).token)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 _NAME = "azure-imds-credential"
 
 
-def extra_needed(what: str, extra: str) -> str:
+def extra_needed(what: str, extra: str, library: str | None = None) -> str:
     """Return the message for a missing extra: what needs it, and the command that installs it.
 
     The command repeats where this package was installed from, which pip writes down for a folder, a file or a
@@ -18,11 +18,14 @@ def extra_needed(what: str, extra: str) -> str:
     Args:
         what: What needs the extra, such as "shared_cache=True".
         extra: Name of the extra, as in setup.cfg.
+        library: Name of the library that was not found, where one is known.
     """
     source = _installed_from()
+    needs = f"the extra [{extra}] of {_NAME}"
+    needs = f"{library}, which {needs} installs" if library else needs
     if source is None:
-        return f"{what} needs the extra [{extra}] of {_NAME}: install {_NAME}[{extra}] from where {_NAME} came from"
-    return f"{what} needs the extra [{extra}] of {_NAME}: pip install '{_NAME}[{extra}] @ {source}'"
+        return f"{what} needs {needs}: install {_NAME}[{extra}] from where {_NAME} came from"
+    return f"{what} needs {needs}: pip install '{_NAME}[{extra}] @ {source}'"
 
 
 def _installed_from() -> str | None:

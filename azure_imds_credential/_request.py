@@ -94,6 +94,11 @@ class TokenRequest:
         self._callbacks.append(callback)
         return not self._done  # after the append: an end in between has called it, or is seen here
 
+    @property
+    def callers(self) -> int:
+        """How many callers have waited for it."""
+        return len(self._callbacks)
+
     def run_callbacks(self) -> None:
         """Wake the callers that wait."""
         for callback in tuple(self._callbacks):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jwt
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import ClientAssertionCredential
 
-from azure_imds_credential import ImdsCredential
+from azure_imds_credential import IdentityMismatchError, ImdsCredential, aio
+from azure_imds_credential._federation import checked_assertion
 from azure_imds_credential.testing import EntraDouble, FederatedCredential, ImdsEmulator, UserAssigned, forget_tokens
 from azure_imds_credential.testing._emulator.tokens import sign
 
@@ -23,6 +25,20 @@ APP_ID = "00000000-0000-4000-8000-0000000000a9"
 EXCHANGE = "api://AzureADTokenExchange"
 GRAPH = "https://graph.microsoft.com"
 JOBS, OTHER = UserAssigned("jobs"), UserAssigned("other")
+
+
+class Flavor(NamedTuple):
+    """The sync or the aio class, and how its results are awaited."""
+
+    credential: Callable[..., Any]
+    run: Callable[[Any], Any]
+
+
+@pytest.fixture(params=["sync", "aio"])
+def flavor(request: pytest.FixtureRequest) -> Flavor:
+    if request.param == "sync":
+        return Flavor(ImdsCredential, lambda value: value)
+    return Flavor(aio.ImdsCredential, asyncio.run)
 
 
 @pytest.fixture
@@ -80,6 +96,23 @@ def test_identity_as_application_aio(imds: ImdsEmulator, entra: EntraDouble) -> 
         check=False,
     )
     assert done.stdout.strip() in entra.tokens, done.stderr
+
+
+@pytest.mark.parametrize("exchange", [EXCHANGE, f"{EXCHANGE}/.default", "api://AzureADTokenExchangeChina"])
+def test_system_assigned_is_refused(flavor: Flavor, exchange: str) -> None:
+    """The token of a system-assigned identity is no assertion: the error says so before Entra is asked."""
+    forget_tokens()
+    with ImdsEmulator() as imds:
+        assertion = flavor.credential(endpoint=imds.endpoint).token_provider(exchange)
+        with pytest.raises(IdentityMismatchError, match="An application can trust a user-assigned identity only"):
+            flavor.run(assertion())
+        other = flavor.credential(endpoint=imds.endpoint).token_provider("https://vault.azure.net/.default")
+        assert flavor.run(other()) in imds.tokens
+
+
+def test_opaque_token_is_no_mismatch() -> None:
+    """What a token does not say is unknown: an opaque one is handed on, and Entra judges it."""
+    assert checked_assertion("opaque", EXCHANGE, "the machine's default identity") == "opaque"
 
 
 def claims_of(imds: ImdsEmulator, **changed: Any) -> dict[str, Any]:

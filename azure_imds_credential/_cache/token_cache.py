@@ -16,6 +16,7 @@ from typing import Protocol
 from .._clock import Clock
 from .._endpoint import Absence, Endpoint, UrlState
 from .._fork import caches, register
+from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
 from .decision import Decision, Fail, Fetch, Pause, Return, TokenCall, after_fetch, before_fetch
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry
@@ -251,7 +252,13 @@ class TokenCache:
         try:
             # Here, because a log handler may ask for the same token: the request is over and its token is cached.
             if result is not None and result.log_fields is not None:
-                _logger.info(REQUEST_LINE, result.log_fields, extra=result.log_fields)
+                fields = {
+                    **result.log_fields,
+                    "imds_callers": request.callers,
+                    "imds_refresh": request.held_until > request.started,
+                }
+                _logger.info(REQUEST_LINE, fields, extra=fields)
+                notify(fields)
             if result is not None and serves is not None:
                 _logger.warning(REFRESH_FAILED, serves, pause, result.error)
         finally:

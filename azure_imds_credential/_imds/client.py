@@ -83,7 +83,7 @@ class _Exchange(HTTPPolicy[Any, Any]):
     def __init__(self, request: TokenRequest, endpoint: Endpoint, options: Mapping[str, Any], clock: Clock) -> None:
         self._request, self._endpoint, self._options, self._clock = request, endpoint, options, clock
         self._started = self._sent_at = clock.now()
-        self._attempts = 0
+        self._attempts = self._throttled = 0
         self._timed_out = False
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
@@ -126,6 +126,7 @@ class _Exchange(HTTPPolicy[Any, Any]):
             "imds_resource": key.resource,
             "imds_outcome": "token" if result.error is None else type(result.error).__name__,
             "imds_attempts": self._attempts,
+            "imds_throttled": self._throttled,
             "imds_milliseconds": round(1000 * (now - self._started)),
             "imds_expires_in": round(result.expires_at - now) if result.error is None else None,
             "imds_client_id": verdict.client_id,
@@ -215,6 +216,7 @@ class _Exchange(HTTPPolicy[Any, Any]):
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
         situation = Situation(self._endpoint.seen, self._is_booting, has_proxy_agent())
         self._verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
+        self._throttled += self._verdict.status == 429
         if self._verdict.is_imds:
             self._endpoint.seen = True
         if self._verdict.error and self._seconds_left() <= DEADLINE_MARGIN:

@@ -8,6 +8,7 @@ from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOpt
 
 from .._base import CredentialBase
 from .._cache.token_entry import CachedToken
+from .._federation import checked_assertion
 from .._options import has_claims
 from .._whoami import MANAGEMENT_SCOPE, IdentityInfo, identity_info
 
@@ -44,10 +45,10 @@ class ImdsCredential(CredentialBase):
         return filling.cached
 
     def token_provider(self, *scopes: str) -> Callable[[], Awaitable[str]]:
-        self._options.entry(scopes)
+        key = self._options.entry(scopes).key
 
         async def token() -> str:
-            return (await self.get_token(*scopes)).token
+            return checked_assertion((await self.get_token(*scopes)).token, key.resource, str(key.identity))
 
         return token
 

@@ -73,7 +73,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs {error.name}: pip install 'azure-imds-credential[testing]'") from error
+        from azure_imds_credential._extras import extra_needed
+
+        raise ImportError(extra_needed(name, "testing", error.name)) from error
 
 
 def __dir__() -> list[str]:

@@ -172,7 +172,8 @@ def test_langchain(ported: Ported, model: str, imds: ImdsEmulator) -> None:
 import sys
 from langchain_azure_ai.chat_models import AzureAIOpenAIApiChatModel
 
-print(AzureAIOpenAIApiChatModel(project_endpoint=sys.argv[1], model="gpt").invoke("hi").content)
+model = AzureAIOpenAIApiChatModel(project_endpoint=sys.argv[1], model="gpt", use_responses_api=False)
+print(model.invoke("hi").content)
 """
     assert ported("langchain_azure_ai/_resources.py", program, model) == "You said: hi\n"
     imds.assert_requests(1, resource="https://ai.azure.com")
