@@ -19,7 +19,7 @@ XML = {"Content-Type": "application/xml"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-def _bytes(count: int, seed: int) -> bytes:
+def made_up_bytes(count: int, seed: int) -> bytes:
     """Bytes that look random and are the same in every run."""
     return bytes((seed * 131 + 89 * i * i + 57 * i * seed + (i * i * i) // 7) % 256 for i in range(count))
 
@@ -33,17 +33,17 @@ def b64url(content: bytes | str) -> str:
 
 
 def jwt(**claims: Any) -> str:
-    return ".".join((b64url('{"typ":"JWT","alg":"RS256"}'), b64url(json.dumps(claims)), b64url(_bytes(256, 5))))
+    return ".".join((b64url('{"typ":"JWT","alg":"RS256"}'), b64url(json.dumps(claims)), b64url(made_up_bytes(256, 5))))
 
 
-ACCOUNT_KEY = b64(_bytes(64, 3))
-KEY_32 = b64(_bytes(32, 7))
-HEX_32 = _bytes(16, 9).hex()
-FUNCTION_KEY = b64url(_bytes(40, 11)) + "AzFu" + b64url(_bytes(6, 2)) + "=="
+ACCOUNT_KEY = b64(made_up_bytes(64, 3))
+KEY_32 = b64(made_up_bytes(32, 7))
+HEX_32 = made_up_bytes(16, 9).hex()
+FUNCTION_KEY = b64url(made_up_bytes(40, 11)) + "AzFu" + b64url(made_up_bytes(6, 2)) + "=="
 PASSWORD = "Hunter2-s3cret!"
 TOKEN = jwt(oid=CLIENT, tid=SUBSCRIPTION, name="Payroll Service")
-OPAQUE = "0.AXoA" + b64url(_bytes(60, 21))
-PEM_BODY = b64(_bytes(300, 31))
+OPAQUE = "0.AXoA" + b64url(made_up_bytes(60, 21))
+PEM_BODY = b64(made_up_bytes(300, 31))
 PEM = (
     "-----BEGIN "
     "PRIVATE KEY-----\n" + "\n".join(PEM_BODY[i : i + 64] for i in range(0, 400, 64)) + "\n-----END PRIVATE KEY-----\n"
@@ -92,7 +92,7 @@ def asks(name: str, path: str, *needles: str, headers: dict[str, str] | None = N
 
 ARM = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/payroll-prod/providers"
 COSMOS_KEYS = {
-    f"{side}{kind}MasterKey": b64(_bytes(64, seed))
+    f"{side}{kind}MasterKey": b64(made_up_bytes(64, seed))
     for seed, (side, kind) in enumerate(
         [("primary", ""), ("secondary", ""), ("primary", "Readonly"), ("secondary", "Readonly")], 40
     )
@@ -136,10 +136,10 @@ SECRET_CASES = [
         "encrypted token",
         {
             "token": "eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ."
-            + ".".join(b64url(_bytes(n, n)) for n in (60, 12, 80, 16))
+            + ".".join(b64url(made_up_bytes(n, n)) for n in (60, 12, 80, 16))
         },
-        b64url(_bytes(60, 60)),
-        b64url(_bytes(80, 80)),
+        b64url(made_up_bytes(60, 60)),
+        b64url(made_up_bytes(80, 80)),
     ),
     sends_form(
         "client secret",
@@ -150,9 +150,9 @@ SECRET_CASES = [
     sends_form("client assertion", f"client_assertion_type=urn&client_assertion={TOKEN}", TOKEN[-40:]),
     sends_form(
         "authorization code",
-        f"grant_type=authorization_code&code={quote(OPAQUE)}&code_verifier={b64url(_bytes(32, 77))}",
+        f"grant_type=authorization_code&code={quote(OPAQUE)}&code_verifier={b64url(made_up_bytes(32, 77))}",
         OPAQUE[:30],
-        b64url(_bytes(32, 77)),
+        b64url(made_up_bytes(32, 77)),
     ),
     sends_form(
         "password grant",
@@ -235,14 +235,14 @@ SECRET_CASES = [
     ),
     says(
         "secret that is a PFX",
-        {"value": b64(_bytes(900, 8)), "contentType": "application/x-pkcs12", "id": "https://v/secrets/a/1"},
-        b64(_bytes(900, 8))[:40],
+        {"value": b64(made_up_bytes(900, 8)), "contentType": "application/x-pkcs12", "id": "https://v/secrets/a/1"},
+        b64(made_up_bytes(900, 8))[:40],
         path="/secrets/a/1",
     ),
     says(
         "backup",
-        {"value": b64url(_bytes(500, 4))},
-        b64url(_bytes(500, 4))[:40],
+        {"value": b64url(made_up_bytes(500, 4))},
+        b64url(made_up_bytes(500, 4))[:40],
         path="/secrets/a/backup",
         method="POST",
     ),
@@ -267,23 +267,34 @@ SECRET_CASES = [
         {
             "key": {
                 "kty": "RSA",
-                "n": b64url(_bytes(256, 1)),
+                "n": b64url(made_up_bytes(256, 1)),
                 "e": "AQAB",
-                "d": b64url(_bytes(256, 2)),
-                "p": b64url(_bytes(128, 6)),
+                "d": b64url(made_up_bytes(256, 2)),
+                "p": b64url(made_up_bytes(128, 6)),
             }
         },
-        b64url(_bytes(256, 2)),
-        b64url(_bytes(128, 6)),
+        b64url(made_up_bytes(256, 2)),
+        b64url(made_up_bytes(128, 6)),
         path="/keys/k",
     ),
-    sends("oct key", {"key": {"kty": "oct", "k": b64url(_bytes(16, 2))}}, b64url(_bytes(16, 2)), path="/keys/k"),
-    says("random bytes", {"value": b64url(_bytes(64, 12))}, b64url(_bytes(64, 12)), path="/rng", method="POST"),
+    sends(
+        "oct key",
+        {"key": {"kty": "oct", "k": b64url(made_up_bytes(16, 2))}},
+        b64url(made_up_bytes(16, 2)),
+        path="/keys/k",
+    ),
+    says(
+        "random bytes",
+        {"value": b64url(made_up_bytes(64, 12))},
+        b64url(made_up_bytes(64, 12)),
+        path="/rng",
+        method="POST",
+    ),
     sends(
         "certificate to import",
-        {"value": b64(_bytes(700, 14)), "pwd": PASSWORD},
+        {"value": b64(made_up_bytes(700, 14)), "pwd": PASSWORD},
         PASSWORD,
-        b64(_bytes(700, 14))[:40],
+        b64(made_up_bytes(700, 14))[:40],
         path="/certificates/c/import",
         method="POST",
     ),
@@ -360,7 +371,12 @@ SECRET_CASES = [
         "p1" + HEX_32[:20],
         "zz-short",
     ),
-    says("redis keys", {"primaryKey": KEY_32, "secondaryKey": b64(_bytes(32, 91))}, KEY_32, b64(_bytes(32, 91))),
+    says(
+        "redis keys",
+        {"primaryKey": KEY_32, "secondaryKey": b64(made_up_bytes(32, 91))},
+        KEY_32,
+        b64(made_up_bytes(32, 91)),
+    ),
     says_text(
         "redis connection string",
         f"cache.redis.cache.windows.net:6380,password={KEY_32},ssl=True,abortConnect=False",
@@ -368,18 +384,18 @@ SECRET_CASES = [
     ),
     says(
         "cognitive services",
-        {"key1": HEX_32, "key2": _bytes(16, 55).hex()},
+        {"key1": HEX_32, "key2": made_up_bytes(16, 55).hex()},
         HEX_32,
-        _bytes(16, 55).hex(),
+        made_up_bytes(16, 55).hex(),
         method="POST",
     ),
     says("search keys", {"primaryKey": HEX_32.upper(), "secondaryKey": "short7x"}, HEX_32.upper(), "short7x"),
     says("query keys", {"value": [{"name": "q", "key": HEX_32}]}, HEX_32),
     says(
         "batch keys",
-        {"accountName": "b", "primary": ACCOUNT_KEY, "secondary": b64(_bytes(64, 66))},
+        {"accountName": "b", "primary": ACCOUNT_KEY, "secondary": b64(made_up_bytes(64, 66))},
         ACCOUNT_KEY,
-        b64(_bytes(64, 66)),
+        b64(made_up_bytes(64, 66)),
     ),
     says("event grid keys", {"key1": KEY_32, "key2": KEY_32}, KEY_32),
     says("IoT hub", {"value": [{"keyName": "iothubowner", "primaryKey": KEY_32, "rights": "RegistryWrite"}]}, KEY_32),
@@ -400,7 +416,12 @@ SECRET_CASES = [
         path=f"{ARM}/Microsoft.ApiManagement/service/s/namedValues/n/listValue",
         method="POST",
     ),
-    says("maps", {"primaryKey": b64url(_bytes(32, 3)), "secondaryKey": "k" * 43}, b64url(_bytes(32, 3)), "k" * 43),
+    says(
+        "maps",
+        {"primaryKey": b64url(made_up_bytes(32, 3)), "secondaryKey": "k" * 43},
+        b64url(made_up_bytes(32, 3)),
+        "k" * 43,
+    ),
     says(
         "app configuration keys",
         {
@@ -408,13 +429,13 @@ SECRET_CASES = [
                 {
                     "id": "abc",
                     "name": "Primary",
-                    "value": b64(_bytes(40, 5)),
+                    "value": b64(made_up_bytes(40, 5)),
                     "connectionString": f"Endpoint=https://x.azconfig.io;Id=abc;Secret={KEY_32}",
                 }
             ]
         },
         KEY_32,
-        b64(_bytes(40, 5)),
+        b64(made_up_bytes(40, 5)),
     ),
     says(
         "SignalR",
@@ -445,7 +466,12 @@ SECRET_CASES = [
         CLIENT,
         "x9y8z7w6",
     ),
-    says("endpoint keys", {"primaryKey": b64url(_bytes(24, 3)), "keyValue": HEX_32}, b64url(_bytes(24, 3)), HEX_32),
+    says(
+        "endpoint keys",
+        {"primaryKey": b64url(made_up_bytes(24, 3)), "keyValue": HEX_32},
+        b64url(made_up_bytes(24, 3)),
+        HEX_32,
+    ),
     says(
         "data factory", {"authKey1": "IR@" + CLIENT + "@df@" + KEY_32, "authKey2": "short-auth"}, KEY_32, "short-auth"
     ),
@@ -455,7 +481,7 @@ SECRET_CASES = [
             "properties": {
                 "apnsCredential": {
                     "properties": {
-                        "apnsCertificate": b64(_bytes(200, 9)),
+                        "apnsCertificate": b64(made_up_bytes(200, 9)),
                         "certificateKey": PASSWORD,
                         "token": "tokenvalue1",
                     }
@@ -758,7 +784,7 @@ HARMLESS_CASES = [
                 "kid": "https://v.vault.azure.net/keys/k/4f6dd610dd5e4deebc7fbaef685fb903",
                 "kty": "RSA",
                 "key_ops": ["sign", "verify"],
-                "n": b64url(_bytes(256, 1)),
+                "n": b64url(made_up_bytes(256, 1)),
                 "e": "AQAB",
             },
             "attributes": {"enabled": True, "created": 1700000000, "recoveryLevel": "Recoverable+Purgeable"},
@@ -822,9 +848,9 @@ HARMLESS_CASES = [
         },
     ),
     harmless("base64 of a text", {"userData": b64("hello world, this is a text")}),
-    harmless("image", b"\x89PNG\r\n\x1a\n" + _bytes(200, 2), "image/png"),
-    harmless("parquet", b"PAR1" + _bytes(300, 3) + b"PAR1", "application/vnd.apache.parquet"),
-    harmless("avro", b"Obj\x01" + _bytes(300, 4), "avro/binary"),
+    harmless("image", b"\x89PNG\r\n\x1a\n" + made_up_bytes(200, 2), "image/png"),
+    harmless("parquet", b"PAR1" + made_up_bytes(300, 3) + b"PAR1", "application/vnd.apache.parquet"),
+    harmless("avro", b"Obj\x01" + made_up_bytes(300, 4), "avro/binary"),
     harmless("CSV", 'a,b\n1,2\nx y,"z"\n', "text/csv"),
     harmless("HTML", '<!DOCTYPE html><html><body class="a"><p>Hello &amp; welcome</p></body></html>', "text/html"),
     harmless("empty", b"", "application/json"),

@@ -15,6 +15,7 @@ import pytest
 import requests
 import vcr  # type: ignore[import-untyped] # vcrpy ships no types
 import yaml
+from scan_corpus import NEGATIVES, POSITIVES
 
 from azure_imds_credential.testing import Finding, ImdsEmulator, scan_recordings
 from azure_imds_credential.testing._recording.fakes import dummy_token
@@ -216,3 +217,22 @@ def test_this_projects_recordings_hold_nothing_live() -> None:
     """The scan over `recordings/` finds nothing, in the files as they are in the repository."""
     assert len(list(RECORDINGS.glob("*.yaml"))) >= 7
     assert scan_recordings([RECORDINGS]) == []
+
+
+@pytest.mark.parametrize(("name", "content"), POSITIVES, ids=map(str, range(len(POSITIVES))))
+def test_a_secret_is_found(tmp_path: Path, name: str, content: str | bytes) -> None:
+    """Each file of the corpus that holds a secret has a finding."""
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    assert scan_recordings([tmp_path / name]) != []
+
+
+@pytest.mark.parametrize(("name", "content"), NEGATIVES, ids=map(str, range(len(NEGATIVES))))
+def test_a_harmless_file_passes(tmp_path: Path, name: str, content: str | bytes) -> None:
+    """No file of the corpus without a secret has a finding."""
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    assert scan_recordings([tmp_path / name]) == []
+
+
+def test_the_corpus_is_large() -> None:
+    """Precision and recall are measured on 150 files each at least, no two of them alike."""
+    assert min(len(set(POSITIVES)), len(set(NEGATIVES))) >= 150

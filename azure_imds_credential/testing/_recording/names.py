@@ -75,9 +75,7 @@ _PUBLIC_NAMES = re.compile(
     r"|commit(?:-?(?:id|sha))?|git-?(?:commit|sha)|revision|image-?digest|kid|version-?id|serial-?number)",
     re.IGNORECASE,
 )
-_PUBLIC_WORDS = frozenset(
-    {"etag", "md5", "sha1", "sha256", "sha384", "sha512", "crc64", "checksum", "thumbprint", "digest"}
-)
+_PUBLIC_ENDS = ("etag", "md5", "sha1", "sha256", "sha384", "sha512", "crc64", "checksum", "thumbprint", "digest")
 # Members that hold the value of something that is named beside them or around them.
 HOLDERS = frozenset(
     """
@@ -112,12 +110,12 @@ def kind_of(name: str) -> NameKind:
     words = words_of(name)
     if not words:
         return NameKind.PLAIN
-    if _PUBLIC_NAMES.fullmatch(name.strip("_$@ ")) or words[-1] in _PUBLIC_WORDS:
+    if _PUBLIC_NAMES.fullmatch(name.strip("_$@ ")) or name.lower().endswith(_PUBLIC_ENDS):
         return NameKind.PUBLIC
     while len(words) > 1 and words[-1].isdigit():  # password1, key2
         words = words[:-1]
     last, joined, pair = words[-1], "".join(words), "-".join(words[-2:])
-    if pair in _KEYS:
+    if pair in _KEYS or joined in ("primarykey", "secondarykey"):
         return NameKind.KEY
     if last in _SECRET_WORDS or joined in _SECRET_WORDS or pair in _SECRET_PAIRS or last.endswith("password"):
         return NameKind.SECRET

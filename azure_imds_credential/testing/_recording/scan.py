@@ -23,7 +23,6 @@ from .names import NameKind, kind_of, kind_of_pair, words_of
 from .scrub import Scrubber, from_text_base64
 from .shapes import (
     BEARER,
-    KNOWN_FORMS,
     PRIVATE_KEY,
     PUBLISHED,
     RUN,
@@ -35,6 +34,7 @@ from .shapes import (
     is_placeholder,
     is_random,
     is_word,
+    known_forms,
 )
 from .structure import Place, from_base64, json_or_none
 
@@ -47,10 +47,13 @@ _CREDENTIAL_HEADERS = frozenset(
 _BASE64_FILE = re.compile(r"[\w+/=\s-]{40,}", re.ASCII)  # a whole file of it, in either alphabet of RFC 4648
 # Stands for bytes that are no text: what is hidden there is not known.
 _UNREADABLE = re.compile("[\0\N{REPLACEMENT CHARACTER}]")
-# A line without one of these has no name that makes its value a secret.
-_TELLING = re.compile(
-    r"pass|pwd|secret|token|key|sig|cred|auth|code|assert|sas\b|\bpat\b|conn|cookie|kube|pfx|otp|bearer", re.IGNORECASE
+# A line without one of these before a sign has no name that makes its value a secret.
+# Both are for text in lower case, which is searched several times faster than text in any case.
+_WORDS = (
+    r"(?:p(?:ass|wd|at|fx)|s(?:ecret|ig|as)|token|k(?:ey|ube)|c(?:red|ode|onn|ookie|ert)|a(?:uth|ssert)|otp|bearer)"
 )
+_TELLING = re.compile(rf"{_WORDS}[\w.$-]{{0,40}}(?: \w{{1,20}}){{0,2}}[\"'`\\\])]{{0,4}}\s{{0,8}}[:=,>]")
+_TELLING_ARGUMENT = re.compile(rf"(?<!\S)--?[a-z-]{{0,40}}?{_WORDS}|\blogin\s")
 _QUOTED = re.compile(
     r"(?P<q>\\*[\"'`])(?P<name>[\w .:$@/-]{1,80})(?P=q)\s*(?::|=>|=|,)\s*(?P<p>\\*[\"'`])(?P<value>[^\n]*?)(?P=p)"
 )
@@ -60,12 +63,13 @@ _ASSIGNED = re.compile(
     r"(?:(?P<p>\\*[rbfuRBFU]?[\"'`])(?P<quoted>[^\n]*?)(?P<e>\\*[\"'`])|\{(?P<braced>[^{}\n]*)\}|(?P<value>[^\s\"'`<>]+))"
 )
 _ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"'`]+)(?P=p)")
+_NETRC = re.compile(r"\blogin\s+\S+\s+password\s+(?P<value>\S+)")
 _XML_ELEMENT = re.compile(r"<(?P<name>[\w.:-]+)(?:\s[^<>]*)?>(?P<value>[^<>\n]{4,4096})</(?P=name)>")
 # What a program says instead of a value: a variable, a call, a member, an index, an operator.
 _CODE = re.compile(
     r"[\[({!&*+?|.-].*|(?:await|new|not|lambda|typeof|return|self|this|cls|None|null|nullptr|os|process|env|config|settings)\b.*"
     r"|[A-Za-z_$][\w$]*(?:(?:\.|::|->|\?\.)[A-Za-z_]\w*)*\(.*|[A-Za-z_$][\w$]*(?:(?:\.|::|->|\?\.)[A-Za-z_]\w*)+[,;)\]}]*|[A-Za-z_$][\w$.]*\[.*"
-    r"|[A-Za-z_]+[,;)\]}:]*|[A-Z][A-Z0-9_]+[,;)\]}:]*|[a-z_]+(?:_[a-z0-9]+)+[,;)\]}:]*|[a-z]+(?:[A-Z][a-z0-9]*)+[,;)\]}:]*"
+    r"|[A-Z][a-z]+-[A-Z][A-Za-z]+|[A-Za-z_]+[,;)\]}:]*|[A-Z][A-Z0-9_]+[,;)\]}:]*|[a-z_]+(?:_[a-z0-9]+)+[,;)\]}:]*|[a-z]+(?:[A-Z][a-z0-9]*)+[,;)\]}:]*"
 )
 # Where a secret is kept instead of the secret.
 _REFERENCE = re.compile(
@@ -75,6 +79,7 @@ _REFERENCE = re.compile(
     r"|(?:secrets?|vars?|variables|env|inputs|params|parameters|local|data|module|steps|matrix|github|outputs)\.[\w.\[\]'\"-]+",
     re.IGNORECASE | re.DOTALL,
 )
+_RUN_OF_16 = re.compile(r"[\w+/=.~:-]{16,}", re.ASCII)
 # Words of a label, not of a password.
 _LABEL = re.compile(
     r"pass(?:word|phrase|wd)?|secret|token|key|credential|auth|bearer|basic|login|sign|code|field|input", re.IGNORECASE
@@ -134,6 +139,7 @@ def scan_text(text: str, path: Path, keep: Iterable[str | re.Pattern[str]] = ())
     """
     scan = _Scan(text, path, keep)
     scan.file()
+    scan.second_judge()
     return list(scan.found.values())
 
 
@@ -155,6 +161,8 @@ class _Scan:
         self.found: dict[tuple[str, str], Finding] = {}
         self.rules = Scrubber(keep)
         self._seen: set[str] = set()
+        self._judged: set[tuple[NameKind, str]] = set()
+        self._candidates: dict[str, str] = {}  # what the second judge looks at, and where it stands
 
     def file(self) -> None:
         bare = self.whole.lstrip("\ufeff")
@@ -176,6 +184,12 @@ class _Scan:
                     self.document(inner, Place(), f"line {number}")
         if _BASE64_FILE.fullmatch(bare):
             self.content(_from_base64(bare), "base64")
+
+    def second_judge(self) -> None:
+        """Note what detect-secrets finds in the long runs of characters of the whole file."""
+        for what, value in _second_judge("\n".join(self._candidates)):
+            where = next((where for run, where in self._candidates.items() if value in run), "text")
+            self.note(what, value, where)
 
     def note(self, what: str, value: str, where: str) -> None:
         key = (what, value)
@@ -230,11 +244,24 @@ class _Scan:
             self.content(from_base64(value) or b"", where)
             return
         kind = self.rules.kind(value, place)
+        if (kind, value) in self._judged:
+            return
+        self._judged.add((kind, value))
+        if kind is NameKind.PLAIN and len(value) < 16 and "=" not in value and ":" not in value:
+            return
         body = json_or_none(value)
         if body is not None:
             self.document(body, Place(), where)
             return
-        if kind is NameKind.PUBLIC or is_fake(value):
+        if kind is NameKind.PUBLIC or is_fake(value) or _REFERENCE.fullmatch(value):
+            return
+        if header in ("auth", "_auth") and re.fullmatch(r"[^:\s]+:\S+", from_text_base64(value) or ""):
+            self.note("secret value", value, where)  # a user and a password, as container registries have them
+            return
+        if kind is NameKind.PLAIN:
+            self.text(value, where)
+            if (inner := from_text_base64(value)) is not None:
+                self.whole_text(inner, where)
             return
         if not (_has_structure(value) or TOKEN.fullmatch(value)) and self.is_secret(
             place.name, kind, value, in_document=True
@@ -289,13 +316,17 @@ class _Scan:
         if len(text) < 8 or text in self._seen:
             return
         self._seen.add(text)
+        has_run = _RUN_OF_16.search(text) is not None
+        if not has_run and not _is_telling(text) and "://" not in text and "PRIVATE KEY" not in text:
+            return
         self.forms(text, where)
         for line in text.splitlines() if "\n" in text else [text]:
-            if _TELLING.search(line):
+            if _is_telling(line):
                 self.pairs(line, where)
         self.runs(text, where)
-        for finding in _second_judge(text):
-            self.note(*finding, where)
+        if has_run:
+            for run in _RUN_OF_16.findall(text):
+                self._candidates.setdefault(run, where)
 
     def tokens(self, text: str, where: str) -> None:
         for token in TOKEN.findall(text) if "eyJ" in text else ():
@@ -317,12 +348,12 @@ class _Scan:
             )
             if enough and not _is_harmless_secret(value) and not _CODE.fullmatch(value):
                 self.note("bearer header", value, where)
-        if "://" in text:
+        if "://" in text and "@" in text:
             for match in USER_INFO.finditer(text):
                 value = unquote(match["value"])
                 if not _is_harmless_secret(value) and not re.fullmatch(r"pass|pwd|pw|\d+|\{.*|\$.*|:.*", value):
                     self.note("connection string", match["value"], where)
-        for what, pattern in (("connection string", STORAGE_KEY), ("token", KNOWN_FORMS)):
+        for what, pattern in (("connection string", STORAGE_KEY), *(("token", form) for form in known_forms(text))):
             for match in pattern.finditer(text):
                 if not _is_harmless_secret(match["value"]) and len(set(match["value"])) > 0:
                     self.note(what, match["value"], where)
@@ -342,11 +373,15 @@ class _Scan:
                     continue  # --secret NAME
                 if self.is_secret(name, kind_of_pair(name, value), value, in_document=False):
                     self.note(_what(Place(match["name"])), match["value"], where)
-        at = 0
-        while (found := _ASSIGNED.search(line, at)) is not None:
-            self.assigned(found, line, where)
-            # A value may hold pairs itself: connection strings, queries.
-            at = max(found.end("sign"), found.start() + 1)
+        for match in _NETRC.finditer(line):
+            if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
+                self.note("secret value", match["value"], where)
+        for telling in _TELLING.finditer(_lower(line)):
+            start = telling.start()
+            while start and (line[start - 1].isalnum() or line[start - 1] in "_.$-"):
+                start -= 1
+            if (found := _ASSIGNED.match(line, start)) is not None:
+                self.assigned(found, line, where)
 
     def assigned(self, match: re.Match[str], line: str, where: str) -> None:
         name, sign = match["name"], match["sign"].strip()
@@ -377,7 +412,7 @@ class _Scan:
             return
         if is_code and not (is_env and not plain_word and re.fullmatch(r"[\w]+", value) and re.search(r"\d", value)):
             return
-        if self.is_secret(name, kind, unquote(value), in_document=False):
+        if not is_placeholder(value) and self.is_secret(name, kind, unquote(value), in_document=False):
             self.note("connection string" if sign == "=" else _what(Place(name)), value, where)
 
     def runs(self, text: str, where: str) -> None:
@@ -385,13 +420,18 @@ class _Scan:
         if len(text) < 32:
             return
         text = unquote(text) if "%" in text else text
-        exempt = [match.span() for pattern in (PUBLISHED, VAULT_VERSION, _BLOCK) for match in pattern.finditer(text)]
+        exempt: list[tuple[int, int]] | None = None
         for match in RUN.finditer(text):
             run = match[0]
-            if not 32 <= len(run) <= 100 or not _is_mixed(run) or is_fake(run) or not is_random(run):
+            if not 32 <= len(run) <= 100 or run.count("/") > 2 or not _is_mixed(run) or is_fake(run):
+                continue
+            if not is_random(run):
                 continue
             before, after = text[max(0, match.start() - 60) : match.start()], text[match.end() : match.end() + 2]
-            in_url = re.search(r"://[^\s\"'<>]*$", before) is not None or (run.count("/") > 2)
+            in_url = re.search(r"://[^\s\"'<>]*$", before)
+            if exempt is None:
+                patterns = (PUBLISHED, VAULT_VERSION, _BLOCK)
+                exempt = [found.span() for pattern in patterns for found in pattern.finditer(text)]
             inside = any(start < match.end() and match.start() < end for start, end in exempt)
             in_token = before.endswith(".") or after.startswith(".")
             if (
@@ -411,6 +451,19 @@ _PUBLIC_BEFORE = re.compile(
     r"|public[ _-]?key|signature|version)\W{0,6}$",
     re.IGNORECASE,
 )
+
+
+def _is_telling(text: str) -> bool:
+    lower = _lower(text)
+    return bool(_TELLING.search(lower) or ((" -" in lower or "login" in lower) and _TELLING_ARGUMENT.search(lower)))
+
+
+def _lower(text: str) -> str:
+    """Return a text of the same length in lower case."""
+    lower = text.lower()
+    return (
+        lower if len(lower) == len(text) else "".join(char if len(char.lower()) > 1 else char.lower() for char in text)
+    )
 
 
 def _has_structure(value: str) -> bool:
@@ -464,7 +517,14 @@ def _is_fake_key(body: str) -> bool:
 def _until_separator(value: str, before: str) -> str:
     """Return an unquoted value without what separates it from the next pair."""
     value = re.split("[;&]", value)[0]
-    return value.split(",")[0].rstrip(")]}") if ";" not in before else value
+    if ";" in before:
+        return value
+    value = value.split(",")[0]
+    while value[-1:] in (")", "]", "}") and value.count(value[-1]) > value.count(
+        {")": "(", "]": "[", "}": "{"}[value[-1]]
+    ):
+        value = value[:-1]
+    return value
 
 
 def _what(place: Place) -> str:

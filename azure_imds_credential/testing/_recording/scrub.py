@@ -29,7 +29,6 @@ from .fakes import (
 from .names import HOLDERS, NAMING, NameKind, describes, is_container, kind_of, kind_of_pair, words_of
 from .shapes import (
     BEARER,
-    KNOWN_FORMS,
     PRIVATE_KEY,
     PUBLISHED,
     RUN,
@@ -41,6 +40,7 @@ from .shapes import (
     is_no_word,
     is_random,
     is_word,
+    known_forms,
 )
 from .structure import (
     Place,
@@ -396,7 +396,7 @@ class Scrubber:
         text = PRIVATE_KEY.sub(lambda key: self._within(key, self._private_key(key["value"])), text)
         text = TOKEN.sub(lambda token: self._token(token[0]), text)
         text = _URL.sub(lambda url: self._url(url[0], depth=depth), text)
-        for form in (BEARER, USER_INFO, STORAGE_KEY, KNOWN_FORMS):
+        for form in (BEARER, USER_INFO, STORAGE_KEY, *known_forms(text)):
             text = form.sub(
                 lambda match: self._within(match, self._secret(match["value"], Place("credential password"))), text
             )
@@ -532,16 +532,16 @@ class Scrubber:
         return made
 
     def _path(self, path: str, note: Callable[[str, str], str]) -> str:
-        changed = self._identities(path, note)
+        def encoded(text: str) -> str:
+            return self._identities(rewrite_percent_encoded(text, encoded), note)
+
+        # An ARM ID may be one segment, percent-encoded: its names are faked together with its subscription.
         segments = []
-        for segment in changed.split("/"):
+        for segment in path.split("/"):
             decoded = unquote(segment)
-            if len(decoded) < 8:
-                segments.append(segment)
-                continue
-            better = self._identities(decoded, note) if decoded != segment else decoded
-            segments.append(segment if better == decoded else quote(better, safe="-._~!$&'()*+,;=:@"))
-        path = "/".join(segments)
+            changed = decoded if decoded == segment else encoded(decoded)
+            segments.append(segment if changed == decoded else quote(changed, safe="-._~!$&'()*+,;=:@"))
+        path = self._identities("/".join(segments), note)
         return self._outside(_EXEMPT, RUN, lambda run: self._segment(run[0]), path) if len(path) > 16 else path
 
     def _segment(self, run: str) -> str:
@@ -572,9 +572,12 @@ class Scrubber:
 _EXEMPT = re.compile(f"{PUBLISHED.pattern}|{VAULT_VERSION.pattern}", re.IGNORECASE)
 
 
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_\s-]|[^\s] [^\s]")
+
+
 def from_text_base64(value: str) -> str | None:
     """Return the text that is written in base64, None if it is none. Text is what a reader can read."""
-    if len(value) < 12:
+    if len(value) < 12 or _NOT_BASE64.search(value, 0, 64):
         return None
     content = from_base64(value)
     if not content or len(content) < 8:

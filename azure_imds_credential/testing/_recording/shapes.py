@@ -33,29 +33,36 @@ PRIVATE_KEY = re.compile(
 )
 # The credential part of an HTTP Authorization value (RFC 6750's b64token); a challenge goes on with name="..." instead.
 BEARER = re.compile(
-    r"\b(?:Bearer|Basic|PoP|DPoP|SharedKey(?:Lite)?|SharedAccessSignature|token)[ \t]+(?!\w+=\\?[\"'])"
-    r"(?:[\w-]{1,64}:)?(?P<value>[\w.~+/-]{16,}=*)",
-    re.IGNORECASE,
+    r"\b(?:[Bb](?:earer|asic|EARER|ASIC)|D?PoP|SharedKey(?:Lite)?|SharedAccessSignature|[Tt]oken)[ \t]+(?!\w+=\\?[\"'])"
+    r"(?:[\w-]{1,64}:)?(?P<value>[\w.~+/-]{16,}=*)"
 )
 USER_INFO = re.compile(
     r"\b[a-z][a-z0-9+.-]{1,30}://[^\s/?#@:\"'<>]*:(?P<value>[^\s/?#\"'<>]+?)@(?=[\w.\[-])", re.IGNORECASE
 )
 STORAGE_KEY = re.compile(r"(?<![A-Za-z0-9+/])(?P<value>[A-Za-z0-9+/]{86}==)(?![A-Za-z0-9+/=])")  # 64 bytes in base64
-# Forms that their makers publish so that scanners find them.
-KNOWN_FORMS = re.compile(
-    r"(?<![A-Za-z0-9_])(?P<value>"
-    r"gh[oprsu]_[A-Za-z0-9]{36,}|github_pat_\w{60,}|glpat-[\w-]{20,}"  # GitHub, GitLab
-    r"|A(?:KI|SI)A[A-Z0-9]{16}"  # AWS
-    r"|AIza[\w-]{35}|ya29\.[\w-]{20,}"  # Google
-    r"|xox[abeprs]-[\w-]{10,}|https://hooks\.slack\.com/services/[\w/]{20,}"  # Slack
-    r"|(?:sk|rk|pk)_live_[A-Za-z0-9]{16,}|sk-(?:proj-|ant-)?[\w-]{20,}"  # Stripe, OpenAI, Anthropic
-    r"|SG\.[\w-]{16,}\.[\w-]{16,}|npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,}|dop_v1_[0-9a-f]{64}|hf_[A-Za-z0-9]{30,}"
-    r"|[\w~.-]{3}\dQ~[\w~.-]{31,34}"  # a client secret of Entra
-    r"|[01]\.A[A-Za-z0-9_-]{3,}[\w.-]{30,}"  # Entra's authorization codes and refresh tokens
-    r"|M\.[A-Z]\d{1,3}_[A-Z0-9]+\.[\w.!*$-]{20,}"  # the same of Microsoft accounts
-    r"|[A-Za-z0-9]{52}JQQJ99[A-Za-z0-9]{26}"  # keys of Azure services since 2024
-    r")(?![A-Za-z0-9])"
+# Forms that their makers publish so that scanners find them: what each begins with or holds, and the form.
+_KNOWN_FORMS = (
+    (("gh", "github_pat_", "glpat-"), r"gh[oprsu]_[A-Za-z0-9]{36,}|github_pat_\w{60,}|glpat-[\w-]{20,}"),
+    (("AKIA", "ASIA"), r"A(?:KI|SI)A[A-Z0-9]{16}"),
+    (("AIza", "ya29."), r"AIza[\w-]{35}|ya29\.[\w-]{20,}"),
+    (("xox", "hooks.slack.com"), r"xox[abeprs]-[\w-]{10,}|https://hooks\.slack\.com/services/[\w/]{20,}"),
+    (("_live_", "sk-"), r"(?:sk|rk|pk)_live_[A-Za-z0-9]{16,}|sk-(?:proj-|ant-)?[\w-]{20,}"),
+    (("SG.",), r"SG\.[\w-]{16,}\.[\w-]{16,}"),
+    (("npm_", "pypi-", "dop_v1_", "hf_"), r"npm_\w{36}|pypi-[\w-]{50,}|dop_v1_[0-9a-f]{64}|hf_[A-Za-z0-9]{30,}"),
+    (("Q~",), r"[\w~.-]{3}\dQ~[\w~.-]{31,34}"),  # a client secret of Entra
+    (("0.A", "1.A"), r"[01]\.A[A-Za-z0-9_-]{3,}[\w.-]{30,}"),  # authorization codes and refresh tokens of Entra
+    (("M.",), r"M\.[A-Z]\d{1,3}_[A-Z0-9]+\.[\w.!*$-]{20,}"),  # the same of Microsoft accounts
+    (("JQQJ99",), r"[A-Za-z0-9]{52}JQQJ99[A-Za-z0-9]{26}"),  # keys of Azure services since 2024
 )
+_COMPILED_FORMS = tuple(
+    (hints, re.compile(rf"(?<![A-Za-z0-9_])(?P<value>{form})(?![A-Za-z0-9])")) for hints, form in _KNOWN_FORMS
+)
+
+
+def known_forms(text: str) -> list[re.Pattern[str]]:
+    """Return the known forms that a text may hold."""
+    return [form for hints, form in _COMPILED_FORMS if any(hint in text for hint in hints)]
+
 
 _PLACEHOLDER = re.compile(
     r"<[^<>]*>|\$\{\{?.*\}?\}|\$\(.*\)|\$[A-Za-z_]\w*(?::[\w.-]+)?|%[A-Za-z_]\w*%|\{\{?.*\}?\}|\[[A-Za-z][^\]]*\]|@[\w.]+@"

@@ -1,0 +1,499 @@
+"""A corpus for the scan: files that hold a secret, and files that only look so. Run it to see precision and recall.
+
+`python tests/scan_corpus.py` prints the table of docs/testing.md. All secrets are made up here, at run time.
+"""
+
+# ruff: noqa: E501 - a file is easier to read on one line
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from recording_cases import (
+    ACCOUNT_KEY,
+    BUS,
+    CLIENT,
+    CONNECTION,
+    FUNCTION_KEY,
+    HEX_32,
+    KEY_32,
+    KUBECONFIG,
+    OPAQUE,
+    PASSWORD,
+    PEM,
+    PUBLISH_PROFILE,
+    SAS,
+    SQL,
+    SUBSCRIPTION,
+    TOKEN,
+    b64,
+    b64url,
+    made_up_bytes,
+)
+
+from azure_imds_credential.testing import scan_recordings
+
+CLIENT_SECRET = "abc8Q~" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
+NAMED = {
+    "password": PASSWORD,
+    "client_secret": CLIENT_SECRET,
+    "account_key": ACCOUNT_KEY,
+    "access_token": TOKEN,
+    "refresh_token": OPAQUE,
+    "api_key": HEX_32,
+    "subscription_key": HEX_32,
+    "function_key": FUNCTION_KEY,
+    "primaryKey": KEY_32,
+    "admin_password": "Tr0ub4dor&3x",
+    "connection_string": BUS,
+    "sas_token": SAS.partition("?")[2],
+}
+
+
+def _formats(name: str, value: str) -> Iterator[tuple[str, str]]:
+    """One value under one name in the formats in which configuration is written."""
+    yield "a.json", json.dumps({"settings": {name: value, "timeout": 30}}, indent=2)
+    yield "a.yaml", f"settings:\n  timeout: 30\n  {name}: '{value}'\n"
+    yield ".env", f"TIMEOUT=30\n{name.upper()}={value}\n"
+    yield "a.py", f'timeout = 30\n{name} = "{value}"\n'
+    yield "a.ini", f"[settings]\ntimeout = 30\n{name} = {value}\n"
+    yield "a.tf", f'resource "x" "y" {{\n  {name} = "{value}"\n}}\n'
+    yield "a.xml", f'<?xml version="1.0"?>\n<settings><{name}>{value.replace("&", "&amp;")}</{name}></settings>\n'
+
+
+def cassette(body: str | bytes, uri: str = "https://x.example/a", **headers: str) -> str:
+    import yaml
+
+    exchange = {
+        "request": {
+            "method": "GET",
+            "uri": uri,
+            "headers": {name: [value] for name, value in headers.items()},
+            "body": None,
+        },
+        "response": {"status": {"code": 200, "message": "OK"}, "headers": {}, "body": {"string": body}},
+    }
+    return yaml.dump({"interactions": [exchange], "version": 1})
+
+
+def har(**entry: Any) -> str:
+    return json.dumps({"log": {"entries": [{"request": {"headers": [], **entry}, "response": {"content": {}}}]}})
+
+
+POSITIVES: list[tuple[str, str | bytes]] = [
+    *(file for name, value in NAMED.items() for file in _formats(name, value)),
+    # Tokens and headers
+    ("a.txt", f"curl -H 'Authorization: Bearer {TOKEN}' https://x"),
+    ("a.txt", f"Authorization: Basic {b64('user:' + PASSWORD)}"),
+    ("a.log", f"2026-01-01 DEBUG got token {TOKEN}"),
+    ("a.md", f"Use `{TOKEN}` to sign in."),
+    ("a.yaml", cassette(json.dumps({"access_token": TOKEN}))),
+    ("a.yaml", cassette(json.dumps({"access_token": "opaque-but-live-1"}))),
+    ("a.yaml", cassette("{}", Authorization=f"Bearer {OPAQUE}")),
+    ("a.yaml", cassette("{}", Cookie="session=abcdef123456")),
+    ("a.yaml", cassette("{}", **{"api-key": HEX_32})),
+    ("a.yaml", cassette("{}", **{"x-functions-key": FUNCTION_KEY})),
+    ("a.yaml", cassette("{}", **{"Ocp-Apim-Subscription-Key": HEX_32})),
+    ("a.yaml", cassette(gzip.compress(json.dumps({"access_token": TOKEN}).encode(), mtime=0))),
+    (
+        "a.yaml",
+        cassette(
+            json.dumps({"value": "plainword", "id": "https://v.vault.azure.net/secrets/a/1"}),
+            "https://v.vault.azure.net/secrets/a",
+        ),
+    ),
+    ("a.yaml", cassette(json.dumps({"keys": [{"keyName": "key1", "value": ACCOUNT_KEY}]}))),
+    ("a.yaml", cassette(json.dumps({"masterKey": FUNCTION_KEY, "functionKeys": {"default": "short-key-1"}}))),
+    ("a.yaml", cassette("{}", f"https://x.azurewebsites.net/api/f?code={quote(FUNCTION_KEY)}")),
+    ("a.yaml", cassette("{}", SAS)),
+    ("a.yaml", cassette(f"<UserDelegationKey><Value>{KEY_32}</Value></UserDelegationKey>")),
+    ("a.har", har(url=SAS)),
+    ("a.har", har(headers=[{"name": "Authorization", "value": f"Bearer {OPAQUE}"}])),
+    ("a.har", har(headers=[{"name": "Cookie", "value": "sid=31d4d96e407aad42"}])),
+    ("a.har", har(postData={"params": [{"name": "client_secret", "value": CLIENT_SECRET}]})),
+    ("a.har", har(postData={"text": f"grant_type=password&password={quote(PASSWORD)}"})),
+    ("a.jsonl", f'{{"a": 1}}\n{{"password": "{PASSWORD}"}}\n'),
+    ("a.log", f'body={{\\"client_secret\\":\\"{CLIENT_SECRET}\\"}}'),
+    # Connection strings and URLs
+    ("a.config", f'<add name="Db" connectionString="{SQL}" />'),
+    ("a.config", f'<add key="StorageKey" value="{ACCOUNT_KEY}" />'),
+    ("a.json", json.dumps({"ConnectionStrings": {"Default": SQL}})),
+    ("a.json", json.dumps([{"name": "DB_PASSWORD", "value": PASSWORD, "slotSetting": False}])),
+    ("a.json", json.dumps({"parameters": {"adminPassword": {"value": PASSWORD}}})),
+    ("a.txt", CONNECTION),
+    ("a.txt", f"the key is {ACCOUNT_KEY}"),
+    ("a.txt", SAS),
+    ("a.py", f'url = "postgres://app:{quote(PASSWORD)}@db.example.org:5432/x"'),
+    ("a.txt", f"redis.cache.windows.net:6380,password={KEY_32},ssl=True"),
+    ("a.txt", f"HostName=h.azure-devices.net;DeviceId=d;SharedAccessKey={KEY_32}"),
+    ("a.txt", f"Endpoint=https://x.azconfig.io;Id=abc;Secret={KEY_32}"),
+    ("a.txt", f"AccountEndpoint=https://c.documents.azure.com:443/;AccountKey={ACCOUNT_KEY};"),
+    ("a.properties", f"spring.datasource.password={PASSWORD}"),
+    ("a.properties", f"azure.storage.account-key={ACCOUNT_KEY}"),
+    (
+        "pip.conf",
+        f"[global]\nindex-url = https://build:{HEX_32}{HEX_32[:20]}@pkgs.dev.azure.com/x/_packaging/f/pypi/simple/",
+    ),
+    (".npmrc", f"//registry.npmjs.org/:_authToken=npm_{'aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5'}"),
+    (".pypirc", f"[pypi]\nusername = __token__\npassword = pypi-AgEIcHlwaS5vcmc{b64url(made_up_bytes(60, 3))}"),
+    (".netrc", f"machine x.example login u password {PASSWORD}"),
+    (".git-credentials", f"https://user:{HEX_32}{HEX_32[:20]}@dev.azure.com"),
+    # Keys
+    ("a.pem", PEM),
+    ("a.pem", PEM.replace("PRIVATE", "RSA PRIVATE")),
+    ("a.yaml", f"tls:\n  key: |\n    {PEM.replace(chr(10), chr(10) + '    ')}\n"),
+    ("a.json", json.dumps({"private_key": PEM})),
+    (
+        "a.json",
+        json.dumps({"kty": "RSA", "n": b64url(made_up_bytes(256, 1)), "e": "AQAB", "d": b64url(made_up_bytes(256, 2))}),
+    ),
+    ("kubeconfig", KUBECONFIG),
+    ("a.json", json.dumps({"kubeconfigs": [{"name": "a", "value": b64(KUBECONFIG)}]})),
+    ("a.publishsettings", PUBLISH_PROFILE),
+    ("secret.yaml", f"apiVersion: v1\nkind: Secret\nmetadata:\n  name: db\ndata:\n  password: {b64(PASSWORD)}\n"),
+    ("secret.yaml", f"apiVersion: v1\nkind: Secret\ndata:\n  dsn: {b64(SQL)}\n"),
+    ("secret.yaml", f"apiVersion: v1\nkind: Secret\nstringData:\n  db: {PASSWORD}\n"),
+    ("config.json", json.dumps({"auths": {"reg.azurecr.io": {"auth": b64("user:" + PASSWORD)}}})),
+    ("compose.yaml", f"services:\n  db:\n    environment:\n      POSTGRES_PASSWORD: {PASSWORD}\n"),
+    ("compose.yaml", f"services:\n  db:\n    environment:\n      - POSTGRES_PASSWORD={PASSWORD}\n"),
+    (
+        "template.yaml",
+        f"Resources:\n  Db:\n    Properties:\n      MasterUserPassword: {PASSWORD}\n      Name: !Sub 'x-${{Stage}}'\n",
+    ),
+    ("workflow.yaml", f"env:\n  AZURE_CLIENT_SECRET: {CLIENT_SECRET}\n"),
+    ("Dockerfile", f"FROM x\nENV API_KEY={HEX_32}\n"),
+    ("a.sh", f"export AZURE_CLIENT_SECRET='{CLIENT_SECRET}'\n"),
+    ("a.sh", f"az login --service-principal -u {CLIENT} -p x --tenant {SUBSCRIPTION} --password '{CLIENT_SECRET}'"),
+    ("a.ps1", f'$password = "{PASSWORD}" | ConvertTo-SecureString -AsPlainText'),
+    ("a.cs", f'var credential = new AzureKeyCredential("{HEX_32}"); string apiKey = "{HEX_32}";'),
+    ("a.js", f"const client = new Client({{ apiKey: '{HEX_32}' }});"),
+    ("a.java", f'String clientSecret = "{CLIENT_SECRET}";'),
+    ("a.go", f'password := "{PASSWORD}"'),
+    ("a.py", f'client = Client(password="{PASSWORD}")'),
+    ("a.py", f'headers = {{"Authorization": "Bearer {OPAQUE}"}}'),
+    ("a.py", f'os.environ["AZURE_CLIENT_SECRET"] = "{CLIENT_SECRET}"'),
+    ("a.bicepparam", f"param adminPassword = '{PASSWORD}'"),
+    ("a.tfvars", f'storage_account_access_key = "{ACCOUNT_KEY}"'),
+    (
+        "terraform.tfstate",
+        json.dumps({"resources": [{"instances": [{"attributes": {"primary_access_key": ACCOUNT_KEY}}]}]}),
+    ),
+    ("a.csv", f"name,key\nacc,{ACCOUNT_KEY}\n"),
+    # Other makers
+    ("a.txt", "ghp_" + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"),
+    ("a.txt", "glpat-" + "aB3dE5fG7hJ9kL1mN3pQ"),
+    ("a.txt", "AKIA" + "QWERTYUIOPASDFG2"),
+    ("a.txt", "xoxb-" + "123456789012-123456789012-aB3dE5fG7hJ9kL1mN3pQ5rS7"),
+    ("a.txt", "sk_live_" + "aB3dE5fG7hJ9kL1mN3pQ5rS7"),
+    ("a.txt", "AIza" + "SyB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z"),
+    ("a.txt", "SG." + "aB3dE5fG7hJ9kL1mN3pQ5r" + "." + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5bC7dE9f"),
+    # Whole files in other encodings
+    ("a.txt", base64.encodebytes(json.dumps({"access_token": TOKEN}).encode())),
+    ("a.gz", gzip.compress(f"password: {PASSWORD}\n".encode(), mtime=0)),
+    ("a.txt", f"token: {TOKEN}".encode("utf-16")),
+    ("a.json", b"\xef\xbb\xbf" + json.dumps({"clientSecret": CLIENT_SECRET}).encode()),
+]
+
+_PLACEHOLDERS = (
+    "<password>",
+    "<your-client-secret>",
+    "YOUR_API_KEY",
+    "your-secret-here",
+    "xxxxxxxxxxxxxxxx",
+    "XXXX-XXXX-XXXX",
+    "****************",
+    "changeme",
+    "REPLACE_ME",
+    "REDACTED",
+    "[REDACTED]",
+    "${DB_PASSWORD}",
+    "${{ secrets.AZURE_CLIENT_SECRET }}",
+    "{{ vault_password }}",
+    "$(DbPassword)",
+    "%DB_PASSWORD%",
+    "#{Password}#",
+    "...",
+    "example-secret",
+    "dummy-token-for-tests",
+    "placeholder",
+    "00000000000000000000000000000000",
+    "@Microsoft.KeyVault(SecretUri=https://v.vault.azure.net/secrets/a/)",
+    "",
+)
+_GUID = "11111111-1111-1111-1111-111111111111"
+_SHA256 = made_up_bytes(32, 17).hex()
+
+NEGATIVES: list[tuple[str, str | bytes]] = [
+    *(("a.yaml", f"db:\n  password: '{value}'\n") for value in _PLACEHOLDERS),
+    *((".env", f"CLIENT_SECRET={value}\n") for value in _PLACEHOLDERS if " " not in value),
+    *(("a.json", json.dumps({"apiKey": value})) for value in _PLACEHOLDERS),
+    *(("a.py", f'access_token = "{value}"\n') for value in _PLACEHOLDERS if "(" not in value),
+    # Code that reads a variable
+    *(
+        ("a.py", line)
+        for line in (
+            'password = os.environ["DB_PASSWORD"]',
+            'password = os.getenv("DB_PASSWORD", "")',
+            "password = getpass.getpass()",
+            "token = credential.get_token(scope).token",
+            'secret = client.get_secret("greeting").value',
+            "client = Client(password=password, api_key=settings.api_key)",
+            "def connect(password: str, token: str | None = None) -> None:",
+            "self.password = password",
+            "if token == expected_token:",
+            "password = config['database']['password']",
+            'headers = {"Authorization": f"Bearer {token}"}',
+            'parser.add_argument("--password", help="the password to use")',
+            'raise ValueError("password must not be empty")',
+            'PASSWORD_FIELD = "password"',
+            'secret_name = "db-password"',
+            "token_url = 'https://login.microsoftonline.com/common/oauth2/v2.0/token'",
+            "key = lambda item: item.name",
+            "for key, value in settings.items():",
+            "primary_key = Column(Integer, primary_key=True)",
+            "cache_key = f'{user}:{scope}'",
+            "API_VERSION, TOKEN_PATH = '2018-02-01', '/metadata/identity/oauth2/token'",
+            "session = Session(auth=HTTPBasicAuth(user, password))",
+            "assert response.json()['access_token'] == imds.tokens[0]",
+            "expected = 'Bearer ' + token",
+        )
+    ),
+    ("a.js", "const password = process.env.DB_PASSWORD;"),
+    ("a.ts", "interface Login { password: string; token?: string }"),
+    ("a.js", "const { apiKey, clientSecret } = config;"),
+    ("a.cs", 'var secret = await client.GetSecretAsync("name");'),
+    ("a.cs", "public string Password { get; set; }"),
+    ("a.java", 'String token = System.getenv("TOKEN");'),
+    ("a.go", 'password := os.Getenv("PASSWORD")'),
+    ("a.sh", 'export TOKEN="$(az account get-access-token --query accessToken -o tsv)"'),
+    ("a.sh", 'curl -H "Authorization: Bearer $TOKEN" https://x'),
+    ("a.ps1", "$password = Read-Host -AsSecureString"),
+    ("a.tf", 'variable "admin_password" {\n  type      = string\n  sensitive = true\n}'),
+    ("a.tf", "  client_secret = var.client_secret"),
+    ("a.bicep", "@secure()\nparam adminPassword string"),
+    ("a.bicep", "output key string = storage.listKeys().keys[0].value"),
+    ("a.yaml", "env:\n  TOKEN: ${{ github.token }}\n  KEY: ${{ secrets.KEY }}\n"),
+    ("a.yaml", "db:\n  passwordSecretName: db-password\n  secretKeyRef:\n    name: db\n    key: password\n"),
+    ("a.yaml", "password: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  62313365396662343061393464336163\n"),
+    ("a.yaml", "Parameters:\n  Password:\n    Type: String\n    NoEcho: true\nOutputs:\n  Key: !Ref Key\n"),
+    ("sealed.yaml", f"kind: SealedSecret\nspec:\n  encryptedData:\n    a: AgB{b64(made_up_bytes(90, 4))}\n"),
+    ("sops.yaml", f"password: ENC[AES256_GCM,data:{b64(made_up_bytes(12, 4))},iv:{KEY_32},type:str]\n"),
+    # Prose and messages
+    ("a.md", "The password must have 12 characters. Rotate the key every 90 days: see the token page."),
+    ("a.md", "Bearer tokens are sent in the Authorization header: `Authorization: Bearer <token>`."),
+    ("a.md", "Set `AccountKey=<key>` and `SharedAccessKey=...` in the connection string."),
+    ("a.md", "| name | meaning |\n|---|---|\n| `client_secret` | the secret of the application |\n"),
+    (
+        "a.json",
+        json.dumps({"password": "Password", "forgotPassword": "Forgot your password?", "token": "Security token"}),
+    ),
+    ("a.po", 'msgid "Password"\nmsgstr "Passwort"\n'),
+    ("a.txt", "AKV10000: Request is missing a Bearer or PoP token."),
+    (
+        "a.txt",
+        "AADSTS7000215: Invalid client secret provided. Ensure the secret being sent is the client secret value.",
+    ),
+    ("a.log", f"2026-01-01 INFO token acquired for https://vault.azure.net, expires in 86399 s, request {_GUID}"),
+    ("a.rst", "password\n    The password of the user. Default: None.\n"),
+    # Hashes, identifiers, public material
+    (
+        "package-lock.json",
+        json.dumps(
+            {
+                "packages": {
+                    "a": {
+                        "integrity": "sha512-" + b64(made_up_bytes(64, 9)),
+                        "resolved": "https://registry.npmjs.org/a",
+                    }
+                }
+            }
+        ),
+    ),
+    ("a.html", f'<script src="x.js" integrity="sha384-{b64(made_up_bytes(48, 9))}" crossorigin="anonymous"></script>'),
+    ("requirements.txt", f"a==1.0 \\\n    --hash=sha256:{_SHA256}\n"),
+    ("poetry.lock", f'files = [{{file = "a.whl", hash = "sha256:{_SHA256}"}}]\n'),
+    ("go.sum", f"github.com/a/b v1.2.3 h1:{b64(made_up_bytes(32, 6))}\n"),
+    ("a.txt", f"commit {made_up_bytes(20, 3).hex()}\nAuthor: A\n"),
+    ("Dockerfile", f"FROM python@sha256:{_SHA256}\n"),
+    ("a.yaml", f"uses: actions/checkout@{made_up_bytes(20, 5).hex()}\n"),
+    ("a.txt", f"ssh-rsa AAAAB3NzaC1yc2E{b64(made_up_bytes(200, 6))} me@host"),
+    (
+        "cert.pem",
+        "-----BEGIN CERTIFICATE-----\n"
+        + base64.encodebytes(made_up_bytes(400, 8)).decode()
+        + "-----END CERTIFICATE-----\n",
+    ),
+    (
+        "key.pub",
+        "-----BEGIN PUBLIC KEY-----\n"
+        + base64.encodebytes(made_up_bytes(200, 8)).decode()
+        + "-----END PUBLIC KEY-----\n",
+    ),
+    (
+        "jwks.json",
+        json.dumps(
+            {
+                "keys": [
+                    {
+                        "kty": "RSA",
+                        "use": "sig",
+                        "kid": b64url(made_up_bytes(20, 3)),
+                        "n": b64url(made_up_bytes(256, 3)),
+                        "e": "AQAB",
+                    }
+                ]
+            }
+        ),
+    ),
+    ("a.json", json.dumps({"id": _GUID, "tenantId": SUBSCRIPTION, "etag": f'"{b64(made_up_bytes(16, 3))}"'})),
+    ("a.json", json.dumps({"Content-MD5": b64(made_up_bytes(16, 4)), "x-ms-content-crc64": b64(made_up_bytes(8, 4))})),
+    ("a.css", f"a {{ background: url(data:image/png;base64,{b64(made_up_bytes(300, 5))}) }}"),
+    (
+        "a.md",
+        "[video](https://www.youtube.com/watch?v=dQw4w9WgXcQ), [sheet](https://docs.google.com/spreadsheets/d/1BxiMVs0XRA5nFMdKvBdBZjgmUUqptlbs74OgvE2upms/edit)",
+    ),
+    (
+        "a.py",
+        "from azure.mgmt.containerservice.v2024_09_02_preview.models import ManagedClusterServicePrincipalProfile",
+    ),
+    ("a.json", json.dumps({"key": "FontSize", "value": "14", "content_type": "", "label": None})),
+    ("a.json", json.dumps({"key": ".appconfig.featureflag/Beta", "value": '{"id":"Beta","enabled":true}'})),
+    (
+        "a.json",
+        json.dumps({"usage": {"prompt_tokens": 5, "total_tokens": 12}, "max_tokens": 100, "token_type": "Bearer"}),
+    ),
+    ("a.json", json.dumps({"permissions": {"keys": ["get", "list"], "secrets": ["get"]}})),
+    (
+        "openapi.yaml",
+        "components:\n  schemas:\n    Login:\n      properties:\n        password:\n          type: string\n          format: password\n        token: {type: string, description: The token of the session}\n",
+    ),
+    (
+        "a.json",
+        json.dumps(
+            {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "properties": {"apiKey": {"type": "string", "description": "The API key"}},
+            }
+        ),
+    ),
+    ("a.csv", "user,password_changed,token_count\na,2026-01-01,5\n"),
+    ("a.toml", '[tool.x]\nsecret-scanning = true\ntoken-lifetime = "24h"\n'),
+    ("a.sql", "CREATE TABLE t (id INT PRIMARY KEY, password_hash VARCHAR(60), token TEXT)"),
+    ("a.graphql", "type User { id: ID! token: String password: String! }"),
+    ("a.txt", "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----"),
+    (
+        "a.yaml",
+        cassette(
+            json.dumps({"value": [{"id": "https://v.vault.azure.net/secrets/greeting"}]}),
+            "https://v.vault.azure.net/secrets",
+        ),
+    ),
+    (
+        "a.yaml",
+        cassette(
+            json.dumps(
+                {"error": {"code": "Unauthorized", "message": "AKV10000: Request is missing a Bearer or PoP token."}}
+            )
+        ),
+    ),
+    (
+        "a.yaml",
+        cassette(
+            "{}",
+            "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net",
+            Metadata="true",
+        ),
+    ),
+    ("a.yaml", cassette("{}", "https://x/a?sig=REDACTED&sv=2024", Authorization="REDACTED")),
+    ("a.har", har(headers=[{"name": "Authorization", "value": "[redacted]"}])),
+    ("a.txt", "some words that look like base64 and are none " * 9),
+    ("a.json", json.dumps({"token": "string", "password": "string", "client_secret": "string"})),
+    ("a.py", 'url = "https://user:password@example.org/"; other = f"postgres://{user}:{password}@{host}"'),
+]
+
+
+def detect_secrets(path: Path) -> bool:
+    """What detect-secrets finds by itself, with its own settings."""
+    from detect_secrets import SecretsCollection
+    from detect_secrets.settings import default_settings
+
+    found = SecretsCollection()
+    with default_settings():
+        found.scan_file(str(path))
+    return bool(found.data)
+
+
+def ours(path: Path) -> bool:
+    return bool(scan_recordings([path]))
+
+
+def judged(judge: Callable[[Path], bool], files: list[tuple[str, str | bytes]], folder: Path) -> list[bool]:
+    verdicts = []
+    for number, (name, content) in enumerate(files):
+        path = folder / str(number) / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        verdicts.append(judge(path))
+    return verdicts
+
+
+def megabytes() -> dict[str, str]:
+    """Files of 1 MB: a recording of lists in JSON, and a log."""
+
+    def item(number: int) -> dict[str, Any]:
+        size = {"vmSize": f"Standard_D{number % 64}s_v5", "provisioningState": "Succeeded", "count": number}
+        return {
+            "id": f"/subscriptions/{_GUID}/resourceGroups/g{number}/providers/x/y/vm-{number}",
+            "name": f"vm-{number}",
+            "properties": size,
+        }
+
+    bodies = [json.dumps({"value": [item(page * 50 + index) for index in range(50)]}) for page in range(84)]
+    exchanges = [cassette(each).partition("interactions:\n")[2].replace("version: 1\n", "") for each in bodies]
+    line = "2026-11-26 22:{:02}:00 INFO azure.core GET https://v.vault.azure.net/secrets/x{}?api-version=7.4 status=200 token_type=Bearer\n"
+    return {
+        "big.yaml": "interactions:\n" + "".join(exchanges) + "version: 1\n",
+        "big.log": "".join(line.format(i % 60, i) for i in range(8300)),
+    }
+
+
+def seconds(judge: Callable[[Path], bool], path: Path, text: str) -> float:
+    """Processor time that one file takes, which other programs on the machine do not change much."""
+    path.write_text(text)
+    start = time.process_time()
+    judge(path)
+    return time.process_time() - start
+
+
+def main() -> None:
+    print("| scanner | recall | precision | recording of 1 MB, seconds | log of 1 MB, seconds |\n|---|---|---|---|---|")
+    for name, judge in (("azure-imds scan", ours), ("detect-secrets, its own settings", detect_secrets)):
+        with tempfile.TemporaryDirectory() as folder:
+            hits = sum(judged(judge, POSITIVES, Path(folder)))
+            alarms = sum(judged(judge, NEGATIVES, Path(folder)))
+            took = [seconds(judge, Path(folder, big), text) for big, text in megabytes().items()]
+        recall, precision = hits / len(POSITIVES), hits / (hits + alarms)
+        print(
+            f"| {name} | {hits} of {len(POSITIVES)} ({recall:.0%}) | {precision:.0%} ({alarms} of {len(NEGATIVES)} harmless files) | {took[0]:.2f} | {took[1]:.2f} |"
+        )
+
+
+def misses() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, files, right in (("missed", POSITIVES, True), ("false alarm", NEGATIVES, False)):
+            for (name, content), verdict in zip(files, judged(ours, files, Path(folder)), strict=True):
+                if verdict is not right:
+                    print(kind, name, repr(content[:300]))
+
+
+if __name__ == "__main__":
+    misses() if sys.argv[1:] == ["--misses"] else main()
