@@ -106,6 +106,7 @@ class Absence(NamedTuple):
     error: ImdsError
     noted_at: float
     until: float
+    can_look: bool  # a connect attempt would tell something new
 
 
 class UrlState:
@@ -163,7 +164,8 @@ class Endpoint:
 
     def _forget_absence(self) -> None:
         self.absence: Absence | None = None
-        self.look_again_at: float | None = None  # None: no look, the answer came from a server that is not IMDS
+        self._is_looking = False  # a connect attempt is made every second
+        self._asked_at = 0.0  # when a caller was last told what is remembered
         self._found_listener = False
 
     def known_absence(self, now: float) -> Absence | None:
@@ -184,21 +186,32 @@ class Endpoint:
         if self.seen or not (is_absent or self._found_listener):
             return
         self._found_listener = self._found_listener and has_listener
-        self.absence = Absence(error, now, now + ABSENCE_MEMORY)
-        self.look_again_at = None if has_listener or self.own_way else now + LOOK_INTERVAL
+        self._is_looking = False
+        can_look = not has_listener and not self.own_way
+        self.absence = Absence(error, now, now + ABSENCE_MEMORY, can_look)
 
     def absence_to_look_at(self, now: float) -> Absence | None:
-        """Return the memory that a connect attempt should be made for now, and count it as made."""
+        """Return the memory for which connect attempts should begin, because a caller asks; None: they are made."""
+        self._asked_at = now
         absence = self.known_absence(now)
-        if absence is None or self.look_again_at is None or now < self.look_again_at:
+        if absence is None or not absence.can_look or self._is_looking:
             return None
-        self.look_again_at = None  # until this one ends
+        self._is_looking = True
         return absence
 
-    def note_look(self, absence: Absence, *, found: bool, now: float) -> None:
-        """Keep what a connect attempt found; it ends or renews the memory that it was made for."""
+    def note_look(self, absence: Absence, *, found: bool, now: float) -> Absence | None:
+        """Keep what a connect attempt found; it ends or renews the memory that it was made for.
+
+        Returns:
+            The memory to look at again. None when there is none any more, or no caller has asked for long.
+        """
         if self.absence is not absence:
-            return  # cleared, or learned anew meanwhile
+            return None  # cleared, or learned anew meanwhile
         self._found_listener = found
         self.absence = None if found else absence._replace(until=now + ABSENCE_MEMORY)
-        self.look_again_at = None if found else now + LOOK_INTERVAL
+        self._is_looking = not found and now < self._asked_at + ABSENCE_MEMORY
+        return self.absence if self._is_looking else None
+
+    def stop_looking(self) -> None:
+        """Have the next caller begin anew: there is no thread that makes connect attempts."""
+        self._is_looking = False

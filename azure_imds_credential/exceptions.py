@@ -117,7 +117,7 @@ def remembered(error: ImdsError, seconds: float) -> ImdsError:
     """
     join_credential_unavailable(error)
     again = copy.copy(error)
-    again.message = again.exc_msg = f"{error.message} (Remembered: this was found out {seconds:.0f} s ago.)"
+    again.message = again.exc_msg = f"{error.message} (This is remembered: it was found out {seconds:.0f} s ago.)"
     again.args = (again.message,)
     return again
 

@@ -125,8 +125,8 @@ class CacheMachine:
     def look(self) -> None:
         """Run the connect attempts that are under way."""
         looks, self.looks = self.looks, []
-        for function, args in looks:
-            function(*args)
+        for function, (endpoint, absence, options, _) in looks:
+            function(endpoint, absence, options, 0.0)
 
     def entry(self, resource: str = "https://a") -> TokenEntry:
         """Return the cache entry of a resource."""

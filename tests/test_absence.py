@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from flavors import VAULT, Flavor, StillTime, VirtualTime
 from tcp import listening, never_read
 
 from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _options
+from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._endpoint import ABSENCE_MEMORY, Absence, Endpoint
 from azure_imds_credential._imds import client, connect, retry
@@ -161,7 +161,7 @@ def test_known_absence_costs_under_a_millisecond(swallowed: dict[str, Any], kind
     """Asked again, the same is said from memory, a new event loop for each call of the aio flavor included."""
     again = swallowed[f"{kind} again"]
     assert {name for name, _, _ in again} == {swallowed[kind][0]}
-    assert all(text.startswith(swallowed[kind][1]) and "Remembered" in text for _, text, _ in again)
+    assert all(text.startswith(swallowed[kind][1]) and "remembered" in text for _, text, _ in again)
     assert sorted(seconds for *_, seconds in again)[len(again) // 2] < 0.001
 
 
@@ -176,7 +176,7 @@ def test_absence_is_remembered_per_endpoint(
         flavor.run(credential.get_token(VAULT))
     # It is there again; for a second no look is made.
     clock.skip(0.9)
-    with pytest.raises(ImdsUnavailableError, match="Remembered") as remembered:
+    with pytest.raises(ImdsUnavailableError, match="remembered") as remembered:
         flavor.run(credential.get_token("https://management.azure.com"))
     assert str(remembered.value).startswith(str(first.value))
     imds.assert_requests(0)
@@ -187,34 +187,30 @@ def test_absence_is_remembered_per_endpoint(
 
 
 def test_a_listener_ends_the_memory(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While callers ask, one connect attempt a second looks; when it succeeds, the next call gets its token."""
-    clock, looked = StillTime(), threading.Event()
-    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    """After a caller asked, connect attempts go on; when one succeeds, the next call gets its token."""
+    monkeypatch.setattr(token_cache, "LOOK_INTERVAL", 0.01)
+    looks = []
     has_listener = connect.has_listener
 
     def look(url: str) -> bool:
-        found = has_listener(url)
-        looked.set()
-        return found
+        looks.append(has_listener(url))
+        return looks[-1]
 
     monkeypatch.setattr(connect, "has_listener", look)
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     with imds.down():
-        with pytest.raises(ImdsUnavailableError):
-            flavor.run(credential.get_token(VAULT))
-        clock.skip(1)
-        with pytest.raises(ImdsUnavailableError):
-            flavor.run(credential.get_token(VAULT))
-        assert looked.wait(10)
-    _wait_until(lambda: _endpoint(credential).look_again_at is not None)
-    looked.clear()
-    clock.skip(1)
-    with pytest.raises(ImdsUnavailableError):
-        flavor.run(credential.get_token(VAULT))
-    assert looked.wait(10)
-    _wait_until(lambda: _endpoint(credential).absence is None)
+        for remembered in (False, True):
+            with pytest.raises(ImdsUnavailableError) as caught:
+                flavor.run(credential.get_token(VAULT))
+            assert ("remembered" in str(caught.value)) is remembered
+        _wait_until(lambda: len(looks) >= 3)
+        assert not any(looks)
+    _wait_until(lambda: any(looks) and _endpoint(credential).absence is None)
     imds.assert_requests(0)
     assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
+    count = len(looks)
+    flavor.run(credential.get_token(VAULT))
+    assert len(looks) == count, "looks go on"
 
 
 def _endpoint(credential: Any) -> Endpoint:
@@ -383,5 +379,5 @@ def test_absence_costs_no_cached_token(flavor: Flavor, virtual_time: VirtualTime
         endpoint.seen = False  # as where the token came from another process
         virtual_time.skip(14 * 3600)
         now = virtual_time.now()
-        endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), now, now + ABSENCE_MEMORY)
+        endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), now, now + ABSENCE_MEMORY, can_look=False)
         assert flavor.run(credential.get_token(VAULT)).token == token

@@ -9,6 +9,7 @@ import pytest
 from cache_machine import DAY, TIMEOUT, URL, CacheMachine, Caller
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
+from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import MIN_SWEEP
 from azure_imds_credential._cache.token_entry import CLOCK_CHECK_INTERVAL, TokenEntry
 from azure_imds_credential._endpoint import MAX_CONCURRENT, RateLimiter
@@ -451,7 +452,7 @@ def test_absence_is_remembered_and_told_as_remembered(machine: CacheMachine) -> 
     machine.fail(ImdsUnavailableError("nothing answers"), Caller(machine), is_absent=True)
     machine.skip(7.0)
     one, two = Caller(machine), Caller(machine, "https://b")
-    assert str(one.error) == str(two.error) == "nothing answers (Remembered: this was found out 7 s ago.)"
+    assert str(one.error) == str(two.error) == "nothing answers (This is remembered: it was found out 7 s ago.)"
     assert one.error is not two.error
     assert machine.started == 1
 
@@ -481,13 +482,28 @@ def test_absence_is_looked_at_once_a_second_while_callers_ask(machine: CacheMach
     assert machine.started == 2
 
 
-def test_absence_is_not_looked_at_without_callers(machine: CacheMachine) -> None:
-    """Thirty seconds later the next call asks for real."""
+def test_looks_end_after_the_last_caller(machine: CacheMachine) -> None:
+    """Thirty seconds after it no look is made any more; later the next call asks for real."""
     machine.fail(ImdsUnavailableError("nothing answers"), Caller(machine), is_absent=True)
     assert Caller(machine).done
+    for _ in range(30):
+        assert len(machine.looks) == 1
+        machine.skip(1.0)
+        machine.look()
+    assert not machine.looks
     machine.skip(30.0)
     assert not Caller(machine).done
+
+
+def test_without_a_thread_there_is_no_look(machine: CacheMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory ends after its thirty seconds, and the next caller that finds a thread looks."""
+    machine.fail(ImdsUnavailableError("nothing answers"), Caller(machine), is_absent=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_start_thread", lambda *_: False)
+        assert Caller(machine).done
     assert not machine.looks
+    assert Caller(machine).done
+    assert len(machine.looks) == 1
 
 
 def test_a_stranger_behind_a_look_is_remembered_without_looks(machine: CacheMachine) -> None:

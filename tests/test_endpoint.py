@@ -20,7 +20,6 @@ from azure_imds_credential import ImdsUnavailableError, _endpoint
 from azure_imds_credential._endpoint import (
     ABSENCE_MEMORY,
     GRACE,
-    LOOK_INTERVAL,
     MAX_CONCURRENT,
     MAX_PER_WINDOW,
     WINDOW,
@@ -346,7 +345,9 @@ def test_absence_lasts_30_seconds(endpoint: Endpoint) -> None:
     error = ImdsUnavailableError("nothing")
     assert not _is_told(endpoint, 100.0)
     endpoint.note_unavailable(error, 100.0, is_absent=True, has_listener=False)
-    assert endpoint.known_absence(100.0 + ABSENCE_MEMORY - 0.1) == Absence(error, 100.0, 100.0 + ABSENCE_MEMORY)
+    assert endpoint.known_absence(100.0 + ABSENCE_MEMORY - 0.1) == Absence(
+        error, 100.0, 100.0 + ABSENCE_MEMORY, can_look=True
+    )
     assert not _is_told(endpoint, 100.0 + ABSENCE_MEMORY)
 
 
@@ -376,22 +377,30 @@ def test_who_shares_what_was_seen(own_way: bool) -> None:
     assert one.limiter is other.limiter is state.limiter
 
 
-def test_a_look_is_made_once_a_second(endpoint: Endpoint) -> None:
-    """And one at a time."""
+def test_looks_go_on_while_callers_ask(endpoint: Endpoint) -> None:
+    """One series at a time, renewed by each look that finds nothing, until no caller has asked for 30 s."""
     endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
-    assert endpoint.absence_to_look_at(100.0 + LOOK_INTERVAL - 0.1) is None
-    absence = endpoint.absence_to_look_at(100.0 + LOOK_INTERVAL)
+    absence = endpoint.absence_to_look_at(101.0)
     assert absence is endpoint.absence
-    assert endpoint.absence_to_look_at(110.0) is None
+    assert endpoint.absence_to_look_at(110.0) is None, "a second series"
     assert absence is not None
-    endpoint.note_look(absence, found=False, now=112.0)
-    assert endpoint.absence == Absence(absence.error, 100.0, 112.0 + ABSENCE_MEMORY)
-    assert endpoint.absence_to_look_at(112.9) is None
-    absence = endpoint.absence_to_look_at(113.0)
-    assert absence is not None
-    endpoint.note_look(absence, found=True, now=113.0)
-    assert not _is_told(endpoint, 113.0)
-    assert endpoint.look_again_at is None
+    renewed = endpoint.note_look(absence, found=False, now=112.0)
+    assert renewed is endpoint.absence
+    assert renewed == absence._replace(until=112.0 + ABSENCE_MEMORY)
+    assert endpoint.note_look(absence, found=False, now=113.0) is None, "not the one that is remembered"
+    assert endpoint.note_look(renewed, found=False, now=110.0 + ABSENCE_MEMORY) is None
+    again = endpoint.absence_to_look_at(141.0)
+    assert again is not None
+    assert endpoint.note_look(again, found=True, now=141.0) is None
+    assert not _is_told(endpoint, 141.0)
+
+
+def test_looks_begin_anew_without_a_thread(endpoint: Endpoint) -> None:
+    """Where no thread could start, the next caller tries again."""
+    endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
+    assert endpoint.absence_to_look_at(101.0) is not None
+    endpoint.stop_looking()
+    assert endpoint.absence_to_look_at(101.0) is not None
 
 
 @pytest.mark.parametrize(("own_way", "has_listener"), [(True, False), (False, True), (True, True)])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 from .._clock import Clock
-from .._endpoint import Absence, Endpoint, UrlState
+from .._endpoint import LOOK_INTERVAL, Absence, Endpoint, UrlState
 from .._fork import caches, register
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
@@ -100,6 +100,8 @@ class TokenCache:
         for entry in tuple(self._entries.values()):
             entry.plain = entry.forced = None
             entry.callers = 0
+        for endpoint in tuple(self._endpoints.values()):
+            endpoint.stop_looking()
         for url in tuple(self._urls.values()):
             url.limiter.reset()
 
@@ -194,7 +196,7 @@ class TokenCache:
         if new is not None:
             self._start(entry, options, new)
         if look is not None:
-            _start_thread(self._look, entry.endpoint, look, options)
+            self._start_look(entry.endpoint, look, options, max(0.0, look.noted_at + LOOK_INTERVAL - now))
         return decision
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
@@ -264,11 +266,18 @@ class TokenCache:
         finally:
             request.run_callbacks()
 
-    def _look(self, endpoint: Endpoint, absence: Absence, options: CallOptions) -> None:
-        """Look whether something accepts connections now where nothing did before."""
+    def _start_look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
+        if not _start_thread(self._look, endpoint, absence, options, delay):
+            endpoint.stop_looking()
+
+    def _look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
+        """Look whether something accepts connections now where nothing did before, and go on once a second."""
+        Wait(None, delay).block()
         found = options.has_listener(endpoint.url)
         with self._lock:
-            endpoint.note_look(absence, found=found, now=self.clock.now())
+            remembered = endpoint.note_look(absence, found=found, now=self.clock.now())
+        if remembered is not None:
+            self._start_look(endpoint, remembered, options, LOOK_INTERVAL)
 
 
 def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:
