@@ -158,7 +158,7 @@ def make_parser() -> CommandLine:
         help="print it in the form that kubectl takes; SCOPE is AKS's then if it is left out",
     )
     token.add_argument("--force", action="store_true", help="print it even if standard output is a terminal")
-    token.add_argument("--show-token", action="store_true", help="show the token too; whoever sees it can use it")
+    token.add_argument("--show-token", action="store_true", help="show the token too; every reader of it can use it")
     _add_shared_cache(token)
     token.add_argument("--force-refresh", action="store_true", help="ask IMDS to bypass its own cache; it may not")
 

@@ -53,7 +53,7 @@ class Handler:
         """Answer one request."""
         connection = self.connections.begin(request.protocol)
         if connection is None or request.transport is None:
-            return NOT_FOUND.response(close=True)  # nobody is there to read it
+            return NOT_FOUND.response(close=True)  # no client is there to read it
         try:
             local_address = request.transport.get_extra_info("sockname")[0]
             target = request.raw_path

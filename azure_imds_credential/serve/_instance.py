@@ -42,7 +42,7 @@ class Instance:
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        # IMDS takes part in no proxy, sets no cookie and redirects nobody.
+        # IMDS uses no proxy, sets no cookie and sends no redirects.
         self._session = aiohttp.ClientSession(
             trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), timeout=_TIMEOUT, auto_decompress=False
         )
@@ -68,7 +68,7 @@ class Instance:
             self._turns.append(turn)
             task = self._under_way[target] = asyncio.ensure_future(self._fetch(target, turn - now))
             task.add_done_callback(lambda _: self._under_way.pop(target, None))
-        return await asyncio.shield(task)  # a client that leaves takes the answer from nobody
+        return await asyncio.shield(task)  # a client that leaves does not end the request of the others
 
     async def _fetch(self, target: str, wait: float) -> Answer:
         await asyncio.sleep(wait)

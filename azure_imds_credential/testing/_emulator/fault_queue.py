@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _check(faults: Sequence[Fault]) -> None:
-    """Say here what is no fault: on the server's thread nobody would see it.
+    """Refuse here what is no fault: on the server's thread the error would be lost.
 
     Raises:
         TypeError: One is no function, or a function of `faults` that makes a fault and was not called.

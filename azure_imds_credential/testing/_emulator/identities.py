@@ -98,7 +98,7 @@ def select(identities: Iterable[Identity], selector: str | None, value: str = ""
     Without a selector: the system-assigned one; failing that, the only user-assigned one ("a service-side behavior",
     says msal's docstring of SystemAssignedManagedIdentity). That the system-assigned one wins over several
     user-assigned ones is what the documentation implies; no capture shows it. A selector is compared with every
-    identity, the system-assigned one too, which nobody has published either.
+    identity, the system-assigned one too, which is not documented either.
 
     Args:
         identities: The identities of the machine.

@@ -1,6 +1,6 @@
 """The token endpoint: which request gets which answer. Pure apart from the tokens it has issued.
 
-Where nobody has published an answer, the comment says what the choice rests on.
+Where no answer is published, the comment says what the choice rests on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers that a test gives, checked where it gives them: on the server's thread nobody would see what is wrong."""
+"""Numbers that a test gives, checked where it gives them: on the server's thread the error would be lost."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _deflate(content: bytes) -> bytes:
 
 
 def _library(*names: str) -> Any:
-    """Return the first library that is installed; whoever gets such an answer has one that reads it."""
+    """Return the first library that is installed; a program that gets such an answer has one that reads it."""
     for name in names:
         try:
             return importlib.import_module(name)
@@ -156,7 +156,7 @@ def scrub_body(
         content_type: Its Content-Type.
         scrubber: Decides about its values.
         encoding: Its Content-Encoding.
-        allowed: The user keeps bodies of this type, even if nobody can look into them.
+        allowed: The user keeps bodies of this type, even if they cannot be looked into.
 
     Raises:
         UnreadableError: It is neither text nor of a known binary type.

@@ -89,7 +89,7 @@ _PRIVATE_OF_JWK = frozenset({"d", "p", "q", "dp", "dq", "qi", "k", "key_hsm", "r
 
 
 class UnreadableError(ValueError):
-    """Something cannot be looked into, so nobody can say that it holds no secret."""
+    """A value cannot be looked into, so it may hold a secret."""
 
 
 class Scrubber:
