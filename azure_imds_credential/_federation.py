@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._jwt import claims_of
+from ._jwt import USER_ASSIGNED, claims_of
 from .exceptions import IdentityMismatchError
 
 # The public cloud, US Government and China:
@@ -11,7 +11,6 @@ _EXCHANGES = frozenset(
     f"api://{name}".casefold()
     for name in ("AzureADTokenExchange", "AzureADTokenExchangeUSGov", "AzureADTokenExchangeChina")
 )
-_USER_ASSIGNED = "/providers/microsoft.managedidentity/userassignedidentities/"
 
 
 def checked_assertion(token: str, resource: str, identity: str) -> str:
@@ -28,7 +27,7 @@ def checked_assertion(token: str, resource: str, identity: str) -> str:
     if resource.casefold() not in _EXCHANGES:
         return token
     arm_id = claims_of(token).get("xms_mirid")
-    if not isinstance(arm_id, str) or _USER_ASSIGNED in arm_id.casefold():
+    if not isinstance(arm_id, str) or USER_ASSIGNED in arm_id.casefold():
         return token  # what the token leaves out is unknown
     hint = "Name a user-assigned identity that the application trusts, with client_id, object_id or resource_id."
     raise IdentityMismatchError(

@@ -7,6 +7,8 @@ from typing import Any
 
 # A pattern: what fits into an Authorization header, without spaces and control characters.
 TOKEN = r"[!-~]+"  # noqa: S105 # no password
+# Part of the claim `xms_mirid` where it is the ARM ID of a user-assigned identity; case does not count.
+USER_ASSIGNED = "/providers/microsoft.managedidentity/userassignedidentities/"
 MAX_LIFE = 366 * 86400.0  # seconds; managed identity tokens live 24 h today, so this only excludes nonsense
 EXPIRY_MARGIN = 300.0  # seconds; azure-core and msal treat a token with less as expired
 

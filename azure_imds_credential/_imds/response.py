@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from .._identity import Identity
-from .._jwt import MAX_LIFE, TOKEN, claims_of
+from .._jwt import MAX_LIFE, TOKEN, USER_ASSIGNED, claims_of
 from ..exceptions import (
     IdentityMismatchError,
     IdentityUnavailableError,
@@ -33,7 +33,6 @@ LARGE_BODY = f"more than {BODY_LIMIT} bytes"
 GUID_LENGTH = 36
 EXCERPT_LIMIT = 200  # characters of a foreign text that an error may show
 CONTRADICTION = 86400.0  # seconds by which two lives may differ before the token's own `exp` is asked
-_USER_ASSIGNED = "/providers/microsoft.managedidentity/userassignedidentities/"
 
 # Statuses for which the documentation says "ask again", and which another server may give while IMDS restarts.
 # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling
@@ -291,7 +290,7 @@ def compare(
         arm_id = claims.get("xms_mirid")
         if not isinstance(arm_id, str) or not arm_id:
             return "that does not say whether it is for the system-assigned identity (no claim xms_mirid)", False
-        is_user_assigned = _USER_ASSIGNED in arm_id.casefold()
+        is_user_assigned = USER_ASSIGNED in arm_id.casefold()
         return (f"for the user-assigned identity {excerpt(arm_id)!r}", False) if is_user_assigned else ("", True)
     if identity.value is None:
         return "", None

@@ -32,7 +32,7 @@ IMDS = "http://169.254.169.254"
 REPORT_SECONDS = 60.0
 _GRACE = 2.0  # seconds that requests under way have to end, once serve is told to
 _BACKLOG = 256
-# What a request to IMDS is made with. It takes 0.3 s to import, which the first client need not wait for; serve itself can
+# What a request to IMDS is made with. It takes 0.3 s to import, which the first client need not wait for. serve can
 # answer from the shared cache without it, so it comes a little later.
 _NEEDED_LATER = ("msal", "requests", "azure.core.pipeline.policies", "azure.core.pipeline.transport")
 _LATER = 1.0  # seconds
