@@ -43,7 +43,7 @@ def bundled(path: Path, *argv: str) -> tuple[int, str, Any]:
 
 @pytest.mark.parametrize("resource_id", [USER.resource_id, USER.resource_id.upper()], ids=["as-is", "upper"])
 @pytest.mark.parametrize("is_assigned", [True, False], ids=["identity", "none"])
-def test_bundle_names_nobody(imds: ImdsEmulator, tmp_path: Path, is_assigned: bool, resource_id: str) -> None:
+def test_bundle_is_scrubbed(imds: ImdsEmulator, tmp_path: Path, is_assigned: bool, resource_id: str) -> None:
     """No identifier, name, token or value of a variable is in the file, whether there is an identity or not."""
     if not is_assigned:
         imds.remove(USER)
@@ -57,7 +57,7 @@ def test_bundle_names_nobody(imds: ImdsEmulator, tmp_path: Path, is_assigned: bo
         assert word.lower() not in lower, word
 
 
-def test_bundle_holds_what_helps(imds: ImdsEmulator, tmp_path: Path) -> None:
+def test_bundle_contents(imds: ImdsEmulator, tmp_path: Path) -> None:
     """Findings, versions and names of variables are in the file; the same thing has the same word throughout."""
     _, _, found = bundled(tmp_path / "bundle.json", "--client-id", USER.client_id)
     assert {finding["check"] for finding in found["findings"]} >= {
@@ -78,7 +78,7 @@ def test_bundle_holds_what_helps(imds: ImdsEmulator, tmp_path: Path) -> None:
     assert found["identity"]["audience"] == "https://management.azure.com"
 
 
-def test_bundle_is_for_its_owner(imds: ImdsEmulator, tmp_path: Path) -> None:
+def test_bundle_mode(imds: ImdsEmulator, tmp_path: Path) -> None:
     """Only the owner can read the file, whatever the umask allows."""
     before = os.umask(0)
     try:

@@ -44,7 +44,7 @@ from azure_imds_credential.testing import (
 
 VAULT = "https://vault.azure.net/.default"
 SHARING = "--shared-cache"
-NOBODY = "99999999-9999-9999-9999-999999999999"
+UNASSIGNED = "99999999-9999-9999-9999-999999999999"
 USER = UserAssigned("app")
 SYSTEM = SystemAssigned()
 MACHINE_ID = "/subscriptions/22222222-2222-2222-2222-222222222222/resourcegroups/imds-emulator/providers/Microsoft.Compute/virtualMachines/vm-1"  # noqa: E501
@@ -92,13 +92,13 @@ def vault(monkeypatch: pytest.MonkeyPatch) -> Iterator[VaultDouble]:
 # The scenario
 
 
-def spoken(text: str) -> str:
-    """Output with what differs from run to run named instead: the port, the vault, instants."""
+def normalized(text: str) -> str:
+    """Return output with ports and times replaced, which differ from run to run."""
     text = re.sub(r"http://127\.0\.0\.1:\d+", "ENDPOINT", text)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00", "INSTANT", text)
 
 
-def told_of(identity: SystemAssigned | UserAssigned) -> str:
+def described(identity: SystemAssigned | UserAssigned) -> str:
     return (
         f"client ID    {identity.client_id}\n"
         f"object ID    {identity.object_id}\n"
@@ -122,16 +122,16 @@ def told_of(identity: SystemAssigned | UserAssigned) -> str:
 def test_scenario_with_identity(
     run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, has: Any, selector: Any, identity: Any
 ) -> None:
-    """With an identity, system-assigned or named in any way, the commands say whose it is and read the secret."""
+    """With an identity, system-assigned or named in any way, the commands name it and read the secret."""
     for one in imds.identities:
         imds.remove(one)
     for one in has:
         imds.assign(one)
     who = run("whoami", "--scope", VAULT, *selector)
-    assert (who.code, spoken(who.out), who.err) == (0, told_of(identity), "")
+    assert (who.code, normalized(who.out), who.err) == (0, described(identity), "")
     token = run("token", VAULT, *selector)
     assert token.code == 0
-    assert spoken(token.out).splitlines()[0].split(maxsplit=2) == ["expires", "on", "INSTANT"]
+    assert normalized(token.out).splitlines()[0].split(maxsplit=2) == ["expires", "on", "INSTANT"]
     read = run("secret", vault.url, "greeting", *selector)
     assert (read.code, read.out, read.err) == (0, "hello\n", "")
 
@@ -146,7 +146,7 @@ def test_scenario_without_identity(run: Callable[..., Run], imds: ImdsEmulator, 
     )
     for command in (["token", VAULT], ["whoami", "--scope", VAULT], ["secret", vault.url, "greeting"]):
         ended = run(*command)
-        assert (ended.code, ended.out, spoken(ended.err)) == (4, "", said)
+        assert (ended.code, ended.out, normalized(ended.err)) == (4, "", said)
 
 
 def test_scenario_with_other_source(
@@ -168,7 +168,7 @@ def test_scenario_with_other_source(
 # Results
 
 
-def test_token_is_shown_on_request_only(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+def test_tokens_are_hidden(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """No command prints a token, in text or as JSON, except `token --show-token`."""
     asking = (["token", VAULT], ["whoami"], ["wait"], ["doctor"])
     silent = [run(*command, *form) for command in asking for form in ([], ["--json"])]
@@ -180,7 +180,7 @@ def test_token_is_shown_on_request_only(run: Callable[..., Run], imds: ImdsEmula
     assert shown_json.facts["token"] in imds.tokens
 
 
-def test_token_tells_expiry_and_claims(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+def test_token_shows_expiry_and_claims(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """`token` tells when the token expires and is refreshed, and what it claims."""
     facts = run("token", VAULT, "--json").facts
     assert 86000 < facts["expires_on"] - time.time() < 86400
@@ -188,13 +188,13 @@ def test_token_tells_expiry_and_claims(run: Callable[..., Run], imds: ImdsEmulat
     assert (facts["claims"]["aud"], facts["claims"]["oid"]) == ("https://vault.azure.net", SYSTEM.object_id)
 
 
-def test_force_refresh_asks_imds_to_bypass_its_cache(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+def test_force_refresh(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """`token --force-refresh` sends bypass_cache."""
     assert run("token", VAULT, "--force-refresh").code == 0
     imds.assert_requests(1, bypass_cache="true")
 
 
-def test_endpoint_is_an_option(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+def test_endpoint_option(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """`--endpoint` wins over the variable."""
     with ImdsEmulator([USER]) as other:
         facts = run("whoami", "--json", "--endpoint", other.endpoint).facts
@@ -206,18 +206,18 @@ def test_endpoint_is_an_option(run: Callable[..., Run], imds: ImdsEmulator) -> N
 
 MISMATCH = faults.members(resource="https://else.where")
 ENDINGS: list[tuple[str, dict[str, Any], type[ImdsError]]] = [
-    ("nobody there", {"down": True}, ImdsUnavailableError),
-    ("no identity", {"argv": ["--client-id", NOBODY]}, IdentityUnavailableError),
-    ("somebody else's", {"faults": [MISMATCH]}, IdentityMismatchError),
+    ("no answer", {"down": True}, ImdsUnavailableError),
+    ("no identity", {"argv": ["--client-id", UNASSIGNED]}, IdentityUnavailableError),
+    ("other resource", {"faults": [MISMATCH]}, IdentityMismatchError),
     ("refused", {"scope": "nonsense/.default"}, ImdsRequestError),
     ("throttled", {"faults": [faults.throttled(retry_after=90)]}, ImdsThrottledError),
-    ("ill", {"faults": [faults.status(503, retry_after=90)]}, ImdsServiceError),
+    ("service error", {"faults": [faults.status(503, retry_after=90)]}, ImdsServiceError),
 ]
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 @pytest.mark.parametrize(("what", "error"), [ending[1:] for ending in ENDINGS], ids=[ending[0] for ending in ENDINGS])
-def test_each_error_has_its_exit_code(
+def test_error_exit_codes(
     run: Callable[..., Run], imds: ImdsEmulator, what: dict[str, Any], error: type[ImdsError], as_json: bool
 ) -> None:
     """Every class of error has an exit code of its own, is told on standard error, and as JSON on standard output."""
@@ -237,7 +237,7 @@ def test_each_error_has_its_exit_code(
         assert ended.out == ""
 
 
-def test_exit_codes_are_told_apart() -> None:
+def test_exit_codes_differ() -> None:
     """Every class of error that can be raised is in the table, and no two share a code with each other or the rest."""
     classes = {cls for cls in ImdsError.__subclasses__() if cls.__module__ == ImdsError.__module__}
     assert set(EXIT_CODES) == classes
@@ -262,7 +262,7 @@ def test_exit_codes_are_told_apart() -> None:
         (["scan", "/no/such/recording"], "nothing to scan"),
     ],
 )
-def test_wrong_arguments_end_with_2(run: Callable[..., Run], argv: list[str], said: str) -> None:
+def test_wrong_arguments(run: Callable[..., Run], argv: list[str], said: str) -> None:
     """Wrong arguments are told in a sentence, without a traceback."""
     ended = run(*argv)
     assert (ended.code, ended.out) == (2, "")
@@ -270,7 +270,7 @@ def test_wrong_arguments_end_with_2(run: Callable[..., Run], argv: list[str], sa
     assert "Traceback" not in ended.err
 
 
-def test_interruption_is_quiet(run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt(run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends a command with 130 and without a traceback."""
 
     def interrupt(*_: Any, **__: Any) -> None:
@@ -285,11 +285,11 @@ def test_interruption_is_quiet(run: Callable[..., Run], imds: ImdsEmulator, monk
     ("has", "named", "options"),
     [
         ([], [], ["`azure-imds wait`"]),
-        ([USER], ["--object-id", NOBODY], ["--object-id", "`azure-imds wait`"]),
+        ([USER], ["--object-id", UNASSIGNED], ["--object-id", "`azure-imds wait`"]),
         ([USER, UserAssigned("b")], [], ["--client-id, --object-id or --resource-id"]),
     ],
 )
-def test_hints_are_in_terms_of_the_command_line(
+def test_hints_name_options(
     run: Callable[..., Run], imds: ImdsEmulator, command: str, has: Any, named: list[str], options: list[str]
 ) -> None:
     """A hint names the options of the command, not the arguments of the constructor, as text and as JSON."""
@@ -308,9 +308,7 @@ def test_hints_are_in_terms_of_the_command_line(
 
 
 @pytest.mark.parametrize("command", ["token", "whoami", "wait", "doctor", "secret"])
-def test_the_hint_of_throttling_names_the_commands_that_share(
-    run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, command: str
-) -> None:
+def test_throttling_hint(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, command: str) -> None:
     """`--shared-cache` is said with the commands that take it, whichever command was typed, and with its argument."""
     takers = [name for name in ("token", "whoami", "wait", "doctor", "secret") if SHARING in run(name, "--help").out]
     first, *others = [f"`{name}`" for name in takers]
@@ -348,7 +346,7 @@ def waiting(**changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**usual, "scope": VAULT, "timeout": 60.0, "quiet": False, **changes})
 
 
-def test_wait_lasts_until_the_identity_is_there(imds: ImdsEmulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wait_until_identity(imds: ImdsEmulator, capsys: pytest.CaptureFixture[str]) -> None:
     """`wait` asks every 5 s, once each time, tells its progress, and ends when there is a token."""
     imds.remove(SYSTEM)
     fake = FakeClocks(lambda: None, lambda: None, lambda: imds.assign(SYSTEM))
@@ -375,14 +373,14 @@ def test_wait_tells_each_change_once(imds: ImdsEmulator, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("fault", [faults.status(410), faults.throttled(), faults.wireserver(), faults.status(500)])
-def test_wait_outlasts_what_passes(imds: ImdsEmulator, fault: Any) -> None:
-    """`wait` goes on through throttling, restarts and illness."""
+def test_wait_outlasts_transient_errors(imds: ImdsEmulator, fault: Any) -> None:
+    """`wait` goes on through throttling, restarts and errors of the service."""
     imds.script(fault, fault)
     assert commands.wait(waiting(), FakeClocks().clocks()).facts["attempts"] == 3
 
 
 def test_wait_outlasts_absence(imds: ImdsEmulator) -> None:
-    """`wait` asks again where nobody answered: for it, absence is not remembered."""
+    """`wait` asks again where nothing answered: for it, absence is not remembered."""
     with imds.down():
         fake = FakeClocks()
         with pytest.raises(ImdsUnavailableError):
@@ -398,8 +396,8 @@ def test_wait_outlasts_absence(imds: ImdsEmulator) -> None:
         (faults.status(403, {"error": "a", "error_description": "b"}), ImdsRequestError),
     ],
 )
-def test_wait_ends_at_once_where_waiting_is_vain(imds: ImdsEmulator, fault: Any, error: type[ImdsError]) -> None:
-    """`wait` does not wait for what will not pass."""
+def test_wait_ends_at_lasting_errors(imds: ImdsEmulator, fault: Any, error: type[ImdsError]) -> None:
+    """`wait` ends at once at an error that waiting does not end."""
     imds.script(fault)
     fake = FakeClocks()
     with pytest.raises(error):
@@ -407,8 +405,8 @@ def test_wait_ends_at_once_where_waiting_is_vain(imds: ImdsEmulator, fault: Any,
     assert fake.pauses == []
 
 
-def test_wait_ends_at_once_for_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`wait` does not wait for variables to change."""
+def test_wait_ends_at_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wait` ends at once where variables name another token source."""
     monkeypatch.setenv("MSI_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("MSI_SECRET", "x")
     fake = FakeClocks()
@@ -436,9 +434,7 @@ def test_wait_gives_up(imds: ImdsEmulator) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_arguments_that_cannot_be_understood_are_told_as_json_too(
-    run: Callable[..., Run], argv: list[str], said: str
-) -> None:
+def test_usage_errors(run: Callable[..., Run], argv: list[str], said: str) -> None:
     """Exit code 2, a sentence and the usage on standard error, and with `--json` one object on standard output."""
     plain, as_json = run(*argv), run(*argv, "--json")
     assert (plain.code, as_json.code, plain.out) == (2, 2, "")
@@ -458,16 +454,16 @@ def test_secret_as_json(run: Callable[..., Run], imds: ImdsEmulator, vault: Vaul
     assert facts["id"].startswith(f"{vault.url}/secrets/greeting/")
 
 
-def test_secret_that_is_not_there(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
-    """What the vault says of a secret that it does not have is told, with an exit code of its own."""
+def test_missing_secret(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
+    """A secret that the vault does not have is told in the words of the vault, with an exit code of its own."""
     ended = run("secret", vault.url, "missing")
     assert (ended.code, ended.out) == (9, "")
     assert "SecretNotFound" in ended.err
 
 
 @pytest.mark.parametrize("url", ["", "myvault", "http://127.0.0.1:9", "https://", "https://[1"])
-def test_vault_that_is_none(run: Callable[..., Run], imds: ImdsEmulator, url: str) -> None:
-    """A URL that is not that of a vault is a wrong argument: it is named, with code 2, and gets no token."""
+def test_invalid_vault_url(run: Callable[..., Run], imds: ImdsEmulator, url: str) -> None:
+    """A URL that is no vault's is a wrong argument: exit code 2, and no token is sent to it."""
     ended = run("secret", url, "greeting")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("azure-imds: VAULT_URL must be the URL of a Key Vault, such as https://")
@@ -500,7 +496,7 @@ def refused(code: str, message: str) -> dict[str, Any]:
     ],
     ids=["forbidden", "missing", "no-phrase", "no-error-object", "api-version"],
 )
-def test_refusal_of_the_vault_is_told(
+def test_vault_refusal(
     run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, refusal: Any, said: str
 ) -> None:
     """Status, code and message of the vault are in the error, with or without a reason phrase; a 403 names the role."""
@@ -514,9 +510,7 @@ def test_refusal_of_the_vault_is_told(
     assert ("Key Vault Secrets User" in ended.err) is (refusal[0] == 403)
 
 
-def test_challenge_for_another_resource_names_the_option(
-    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vault_challenge(run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server whose challenge does not match its name gets no token; the message names the option that allows it."""
     vault = VaultDouble("emulated", {"greeting": "hello"})
     vault.host = f"vault-{time.time_ns() % 10**9}.test"
@@ -531,7 +525,7 @@ def test_challenge_for_another_resource_names_the_option(
     assert (trusting.code, trusting.out) == (0, "hello\n")
 
 
-def test_api_version_is_an_option(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
+def test_api_version(run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble) -> None:
     """`secret --api-version` asks with that version; without it the client's own is used."""
     assert run("secret", vault.url, "greeting", "--api-version", "7.0").code == 0
     assert "api-version=7.0 -> 200" in vault.requests[-1]
@@ -546,7 +540,7 @@ def test_api_version_is_an_option(run: Callable[..., Run], imds: ImdsEmulator, v
         ("azure_imds_credential.testing._recording.scan", ["scan", "."], "testing"),
     ],
 )
-def test_missing_extra_is_named(
+def test_missing_extra(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, module: str, argv: list[str], extra: str
 ) -> None:
     """A command that needs an extra names it."""
@@ -556,7 +550,7 @@ def test_missing_extra_is_named(
     assert f"needs the extra [{extra}]" in ended.err
 
 
-def test_scan_tells_live_tokens(run: Callable[..., Run], imds: ImdsEmulator, tmp_path: Path) -> None:
+def test_scan_finds_live_tokens(run: Callable[..., Run], imds: ImdsEmulator, tmp_path: Path) -> None:
     """`scan` ends with 1 where it finds a live-looking token, and does not print it."""
     token = imds.issue_token("https://vault.azure.net")
     recording = tmp_path / "recording.yaml"
@@ -574,10 +568,8 @@ def test_scan_passes_clean_files(run: Callable[..., Run], tmp_path: Path) -> Non
     assert run("scan", str(tmp_path)) == (0, "Nothing that looks live.\n", "")
 
 
-def test_scan_says_what_it_may_not_read(
-    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file that cannot be opened ends the scan with a sentence: it must not pass, nor end in a traceback."""
+def test_scan_unreadable_file(run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be opened ends the scan with a message and exit code 2."""
     (tmp_path / "recording.yaml").write_text("a: b")
 
     def refuse(path: Path) -> bytes:
@@ -594,9 +586,7 @@ def test_scan_says_what_it_may_not_read(
 
 
 @needs_shared_memory
-def test_forget_empties_the_shared_cache(
-    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forget(run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """`forget` removes what processes share, says how many tokens that were, and the next process asks IMDS again."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
@@ -617,7 +607,7 @@ def test_forget_empties_the_shared_cache(
     [["token", VAULT], ["whoami", "--scope", VAULT], ["secret", "VAULT_URL", "greeting"]],
     ids=lambda argv: argv[0],
 )
-def test_commands_share_tokens_where_they_are_told_to(
+def test_shared_cache(
     run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
     """With `--shared-cache` the next command, a process of its own, does not ask IMDS again; without it does."""
@@ -634,9 +624,7 @@ def test_commands_share_tokens_where_they_are_told_to(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nothing is shared elsewhere")
-def test_shared_cache_names_its_extra(
-    run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shared_cache_extra(run: Callable[..., Run], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--shared-cache` without filelock is told in a sentence with the extra to install, in terms of the option."""
     monkeypatch.setitem(sys.modules, "filelock", None)  # as good as not installed
     ended = run("token", VAULT, "--shared-cache")
@@ -647,7 +635,7 @@ def test_shared_cache_names_its_extra(
 # doctor
 
 
-def test_doctor_is_thin(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+def test_doctor_results(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """`doctor` ends with 0 where the identity can be used, whatever else is unusual; JSON has all findings."""
     healthy = run("doctor", "--json", "--scope", VAULT)
     assert (healthy.code, healthy.facts["usable"], healthy.facts["error"]) == (0, True, None)
@@ -656,12 +644,12 @@ def test_doctor_is_thin(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     assert run("doctor").out.endswith("The identity can be used.\n")
 
 
-def test_doctor_ends_with_the_code_of_the_error(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+def test_doctor_exit_code(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     """`doctor` ends with the code of the error that keeps the identity from use."""
-    ill = run("doctor", "--client-id", NOBODY)
+    ill = run("doctor", "--client-id", UNASSIGNED)
     assert ill.code == EXIT_CODES[IdentityUnavailableError]
     assert ill.out.endswith("The identity cannot be used.\n")
-    assert run("doctor", "--client-id", NOBODY, "--json").facts["error"]["error"] == "IdentityUnavailableError"
+    assert run("doctor", "--client-id", UNASSIGNED, "--json").facts["error"]["error"] == "IdentityUnavailableError"
 
 
 # As a process
@@ -695,9 +683,7 @@ COMMAND = [sys.executable, "-W", "error", "-m", "azure_imds_credential"]
     ],
     ids=" ".join,
 )
-def test_an_output_that_takes_nothing_is_told(
-    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, argv: list[str], unbuffered: str
-) -> None:
+def test_full_output(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, argv: list[str], unbuffered: str) -> None:
     """Where standard output cannot be written, one sentence says so, with an exit code of its own."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # each write fails by itself, as it does in many an image
     with Path("/dev/full").open("w") as full:
@@ -708,7 +694,7 @@ def test_an_output_that_takes_nothing_is_told(
     assert (done.returncode, done.stderr) == (OUTPUT, said)
 
 
-def test_a_reader_that_has_ended_is_no_error(imds: ImdsEmulator) -> None:
+def test_ended_reader(imds: ImdsEmulator) -> None:
     """Where the reader of a pipe has ended, as `head -1` does, the command says nothing and ends as shells have it."""
     with subprocess.Popen([*COMMAND, "whoami"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -718,7 +704,7 @@ def test_a_reader_that_has_ended_is_no_error(imds: ImdsEmulator) -> None:
     assert (process.returncode, said) == (READER_GONE, "")
 
 
-def test_logs_of_libraries_are_not_mixed_into_the_messages(imds: ImdsEmulator) -> None:
+def test_library_logs(imds: ImdsEmulator) -> None:
     """What azure-core logs of an answer that broke off is not printed: the command's own message says it."""
     imds.script(faults.wrong_length(), faults.wrong_length())
     done = subprocess.run(
@@ -742,9 +728,7 @@ def test_logs_of_libraries_are_not_mixed_into_the_messages(imds: ImdsEmulator) -
         (["--host", "localhost"], [SYSTEM]),
     ],
 )
-def test_emulate_makes_the_machine(
-    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, argv: Any, has: Any
-) -> None:
+def test_emulate_options(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, argv: Any, has: Any) -> None:
     """`emulate` is `run_emulator`: the options name the identities. It tells them, where it is and how to end it."""
     made: list[Any] = []
 
@@ -784,15 +768,15 @@ def test_emulate_makes_the_machine(
         (["--from", "azure-cli", "--bridge", "b", "--host", "127.0.0.2"], "--bridge cannot be combined with --host"),
     ],
 )
-def test_emulate_refuses(run: Callable[..., Run], argv: list[str], said: str) -> None:
-    """`emulate` says what it will not do, in a sentence."""
+def test_emulate_wrong_options(run: Callable[..., Run], argv: list[str], said: str) -> None:
+    """Options of `emulate` that are wrong, or have no effect, are refused in a sentence."""
     ended = run("emulate", *argv)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
     assert "Traceback" not in ended.err
 
 
-def test_emulate_names_who_has_the_port(run: Callable[..., Run]) -> None:
+def test_emulate_taken_port(run: Callable[..., Run]) -> None:
     """A port that is taken is told with the program that listens there, where that is known, and how to go on."""
     with ImdsEmulator() as taken:
         port = taken.port
@@ -840,7 +824,7 @@ def az_that_says(tmp_path: Path, script: str) -> dict[str, str]:
     return {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
 
 
-def test_emulate_warns_of_real_tokens_and_of_a_missing_login(emulating: Any, tmp_path: Path) -> None:
+def test_emulate_without_login(emulating: Any, tmp_path: Path) -> None:
     """`emulate --from azure-cli` says at the start that there is no login, and clients are told to log in."""
     environ = az_that_says(tmp_path, "echo \"ERROR: Please run 'az login' to setup account.\" >&2; exit 1")
     process, line = emulating("--from", "azure-cli", environ=environ)
@@ -860,7 +844,7 @@ def test_emulate_warns_of_real_tokens_and_of_a_missing_login(emulating: Any, tmp
     assert ended_by(process, signal.SIGTERM)[0] == 0
 
 
-def test_emulate_says_nothing_of_a_login_that_is_there(emulating: Any, tmp_path: Path) -> None:
+def test_emulate_with_login(emulating: Any, tmp_path: Path) -> None:
     """With a login `emulate --from azure-cli` warns of the tokens and says where it is, and nothing else."""
     process, line = emulating(
         "--from",
@@ -874,12 +858,12 @@ def test_emulate_says_nothing_of_a_login_that_is_there(emulating: Any, tmp_path:
     assert ended_by(process, signal.SIGINT) == (0, "")
 
 
-def test_emulate_logs_each_request(emulating: Any) -> None:
+def test_emulate_request_log(emulating: Any) -> None:
     """`emulate` tells where it is as JSON, logs each request with what became of it, and ends well when asked to."""
     process, line = emulating("--json", "--user-assigned", "app")
     endpoint = json.loads(line)["AZURE_POD_IDENTITY_AUTHORITY_HOST"]
     assert main(["whoami", "--endpoint", endpoint, "--client-id", USER.client_id]) == 0
-    assert main(["whoami", "--endpoint", endpoint, "--client-id", NOBODY]) == EXIT_CODES[IdentityUnavailableError]
+    assert main(["whoami", "--endpoint", endpoint, "--client-id", UNASSIGNED]) == EXIT_CODES[IdentityUnavailableError]
     said = [process.stderr.readline() for _ in range(5)]
     assert [line.split("->")[-1].strip() for line in said[-2:]] == ["200", "400"]
     assert f"client_id={USER.client_id}" in said[-2]

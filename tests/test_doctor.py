@@ -507,7 +507,7 @@ def test_problem_means_unusable(machine: Machine, monkeypatch: pytest.MonkeyPatc
     assert all(finding.says and finding.next for finding in report.findings)
 
 
-def test_other_source_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the environment names another source, the doctor sends nothing; its error says what the finding says."""
     machine = next(machine for machine in MACHINES if machine.name == "App Service")
     with ImdsEmulator() as imds:
@@ -518,7 +518,7 @@ def test_other_source_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (problem.check, str(report.error), report.error.hint) == ("source", problem.says, problem.next)
 
 
-def test_no_finding_ends_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no request was sent, since the environment changed meanwhile, the doctor says what the error says."""
     with ImdsEmulator() as imds:
         for name in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER"):
@@ -530,14 +530,14 @@ def test_no_finding_ends_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("environ", [{**PRINCIPAL, "AZURE_CLIENT_SECRET": "password"}, {"ARM_CLIENT_ID": "password"}])
-def test_values_of_variables_stay_secret(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+def test_variable_values_are_hidden(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
     """Of variables that may hold a secret only the names are told."""
     with ImdsEmulator() as imds:
         report = examined(Machine("x", "", "", "", "", environ=environ), imds, monkeypatch)
     assert "password" not in report.text(Terminal())
 
 
-def test_nothing_in_between_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where IMDS answers itself, or an answer has no Server header, nothing is said to be in between."""
     for fault in ((), (with_header("Server", None),)):
         with ImdsEmulator() as imds:
@@ -570,7 +570,7 @@ def test_container(files: dict[str, str], kind: str | None) -> None:
     assert (around.place() is Place.CONTAINER) is (kind is not None)
 
 
-def test_values_of_proxies_stay_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_values_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy's URL may hold a password, so only the variable is named."""
     machine = next(machine for machine in MACHINES if machine.name == "a proxy for everything")
     with ImdsEmulator() as imds:
@@ -578,7 +578,7 @@ def test_values_of_proxies_stay_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "password" not in report.text(Terminal())
 
 
-def test_report_holds_no_token() -> None:
+def test_report_has_no_token() -> None:
     """No token that was issued is in a report, in any of its forms."""
     with ImdsEmulator() as imds:
         report = examine(SCOPE, endpoint=imds.endpoint)
@@ -607,7 +607,7 @@ def test_place(environ: dict[str, str], files: dict[str, str], platform: str, pl
     assert around.place() is place
 
 
-def test_unreadable_dates_are_no_skew() -> None:
+def test_unreadable_dates() -> None:
     """An answer without a Date, or with nonsense in its place, says nothing of the clock."""
     for date in (None, "yesterday"):
         with ImdsEmulator() as imds:
@@ -616,7 +616,7 @@ def test_unreadable_dates_are_no_skew() -> None:
         assert "clock" not in [finding.check for finding in report.findings]
 
 
-def test_machines_have_names_of_their_own() -> None:
+def test_machine_names() -> None:
     """The table has at least a dozen machines, and its faults last as long as the doctor asks."""
     assert len({machine.name for machine in MACHINES}) == len(MACHINES) >= 12
     assert doctor._RETRIES + 1 == ALWAYS

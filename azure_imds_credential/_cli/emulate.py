@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from .._extras import extra_needed
 from .machine import listener_of
 from .output import CommandError, Result, note, show
-from .text import to_json
+from .text import is_terminal, to_json
 
 if TYPE_CHECKING:
     from ..testing import AzureCliEmulator, ImdsEmulator
@@ -100,7 +101,8 @@ def _introduction(emulator: AzureCliEmulator | ImdsEmulator) -> Iterator[str]:
             yield f"{kind}: client ID {identity.client_id}, object ID {identity.object_id}"
     elif (refusal := _login_refusal()) is not None:
         yield f"there are no tokens yet: {refusal}. Log in with `az login`; this need not be started again"
-    yield f"in the shell of a program: export {_VARIABLE}={emulator.endpoint}"
+    if not is_terminal(sys.stdout):  # there it stands already
+        yield f"in the shell of a program: export {_VARIABLE}={emulator.endpoint}"
 
 
 def _login_refusal() -> str | None:

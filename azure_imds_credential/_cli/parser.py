@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from .._whoami import MANAGEMENT_SCOPE
@@ -46,6 +46,10 @@ exit codes:
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises what is wrong, so that it is told in the form that was asked for."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.color = False  # Python 3.14 colors help by itself, which would be shown escaped
 
     def error(self, message: str) -> NoReturn:
         """Raise a sentence with the usage of the command."""
