@@ -17,7 +17,17 @@ from typing import Any, TextIO
 
 from .. import exceptions as e
 from .._whoami import IdentityInfo
-from .text import Terminal, as_text, escaped, escaped_lines, instant, is_terminal, terminal_of, to_json
+from .text import (
+    Terminal,
+    as_text,
+    escaped,
+    escaped_but_styles,
+    escaped_lines,
+    instant,
+    is_terminal,
+    terminal_of,
+    to_json,
+)
 
 # 2 is argparse's own, 70 is EX_SOFTWARE of sysexits.h, 130 and 141 are what shells give for SIGINT and SIGPIPE.
 FOUND, USAGE, VAULT, OUTPUT, FAULT, INTERRUPTED, READER_GONE = 1, 2, 9, 10, 70, 130, 141
@@ -89,11 +99,13 @@ def show_result(result: Result, *, as_json: bool) -> None:
         if result.facts:
             show(to_json(result.facts))
         return
-    text = result.text if isinstance(result.text, str) else result.text(terminal_of(sys.stdout))
-    if result.exact and not is_terminal(sys.stdout):
-        _write_exactly(f"{text}\n")
-    elif text:
-        show(text)
+    if not isinstance(result.text, str):
+        _write(sys.stdout, f"{escaped_but_styles(result.text(terminal_of(sys.stdout)))}\n", "backslashreplace")
+    elif result.exact and not is_terminal(sys.stdout):
+        if result.text:
+            _write_exactly(f"{result.text}\n")
+    elif result.text:
+        show(result.text)
 
 
 def show(text: str) -> None:
@@ -146,7 +158,7 @@ def _drop(stream: TextIO) -> None:
 def complain(message: str) -> None:
     """Print a message on standard error. Where that cannot be written, the exit code has to do."""
     prefix = terminal_of(sys.stderr).paint("azure-imds:", "bad")
-    _write_error(escaped_lines(f"{prefix} {message}\n"))
+    _write_error(f"{prefix} {escaped_lines(message)}\n")
 
 
 def note(message: str) -> None:
@@ -229,7 +241,7 @@ def facts_of(error: e.ImdsError) -> dict[str, Any]:
     """Say everything an error knows, in a form that JSON has."""
     names = (
         "status", "error_code", "error_description", "endpoint", "identity", "resource", "attempts", "elapsed",
-        "request_id", "hint",
+        "request_id", "client_request_id", "hint",
     )  # fmt: skip
     facts = {name: getattr(error, name) for name in names}
     hint = error.hint and in_a_shell(error.hint)

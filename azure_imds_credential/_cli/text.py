@@ -69,11 +69,14 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Return text escaped but for its line breaks and the colors that are ours."""
-    parts = _OWN_ESCAPES.split(text)
-    own = [*_OWN_ESCAPES.findall(text), ""]
-    clean = ("\n".join(map(escaped, part.split("\n"))) for part in parts)
-    return "".join(part + escape for part, escape in zip(clean, own, strict=True))
+    """Return text escaped but for its line breaks."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
+def escaped_but_styles(text: str) -> str:
+    """Return text escaped but for line breaks and the styles of `Terminal.paint`: its values are escaped already."""
+    parts, styles = _OWN_ESCAPES.split(text), [*_OWN_ESCAPES.findall(text), ""]
+    return "".join(escaped_lines(part) + style for part, style in zip(parts, styles, strict=True))
 
 
 def to_json(value: object, *, indent: int | None = 2) -> str:
