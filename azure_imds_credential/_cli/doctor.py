@@ -123,6 +123,8 @@ def _reachable(answers: _Answers, error: e.ImdsError | None, around: Surrounding
             )
         who = f"its Server header says {answers.server}" if answers.server else "without a Server header"
         return Finding("reachable", "ok", f"IMDS answers, {who}.")
+    if error.attempts == 0:  # the environment has changed since it was looked at
+        return Finding("reachable", "problem", f"IMDS was not asked: {error._reason}.", error.hint or "Try again.")
     if not answers.statuses:
         way = _way_to(around) if error.endpoint == DEFAULT_ENDPOINT else _NOT_THE_USUAL_ADDRESS
         return Finding("reachable", "problem", f"Nothing answers: {error._reason}.", way)
@@ -240,7 +242,7 @@ def _calm(answers: _Answers, error: e.ImdsError | None) -> Iterator[Finding]:
         yield Finding(
             "health",
             "note",
-            f"IMDS answered {', '.join(map(str, hiccups))} before it gave a token: it is being updated, or ill.",
+            f"IMDS answered {', '.join(map(str, hiccups))} before it gave a token: it is being updated, or fails.",
             "Nothing, unless it lasts: this package repeats such requests.",
         )
 
@@ -250,8 +252,8 @@ def _unusable(error: e.ImdsError) -> Finding:
         e.IdentityUnavailableError: "IMDS has no identity for this request",
         e.IdentityMismatchError: "IMDS answered for another identity or resource",
         e.ImdsRequestError: "IMDS or Entra refused the request itself",
-        e.ImdsThrottledError: "IMDS is asked too much",
-        e.ImdsServiceError: "IMDS is here, but ill",
+        e.ImdsThrottledError: "IMDS gets too many requests",
+        e.ImdsServiceError: "IMDS is here, but fails",
     }[type(error)]
     several = isinstance(error, e.IdentityUnavailableError) and several_identities(error.error_description or "")
     return Finding(
