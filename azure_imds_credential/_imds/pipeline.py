@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from importlib import import_module
 from typing import Any
@@ -154,35 +155,45 @@ class _DeadlineReader(io.RawIOBase):
         super().close()
 
 
-def _response_class(seconds_left: SecondsLeft) -> type[HTTPResponse]:
-    class DeadlineResponse(HTTPResponse):
-        def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(sock, *args, **kwargs)
-            # Above the socket and above TLS. http.client has made a buffered reader of a raw one.
-            self.fp = io.BufferedReader(_DeadlineReader(sock, self.fp.detach(), seconds_left))
+class _DeadlineResponse(HTTPResponse):
+    """A response of http.client whose reads end at the request's deadline, above the socket and above TLS."""
 
-    return DeadlineResponse
+    def __init__(self, seconds_left: SecondsLeft, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_DeadlineReader(sock, self.fp.detach(), seconds_left))
+
+
+class _DeadlinePool(HTTPConnectionPool):
+    """A pool whose connections give such responses.
+
+    Its `ConnectionCls` is left alone, because recorders such as vcrpy replace it.
+    """
+
+    seconds_left: SecondsLeft
+
+    def _new_conn(self) -> Any:
+        connection: Any = super()._new_conn()
+        connection.response_class = partial(_DeadlineResponse, self.seconds_left)  # an attribute of http.client's
+        return connection
+
+
+class _DeadlineTlsPool(_DeadlinePool, HTTPSConnectionPool):
+    """The same over TLS."""
+
+
+def _pool(cls: type[_DeadlinePool], seconds_left: SecondsLeft, *args: Any, **kwargs: Any) -> _DeadlinePool:
+    pool = cls(*args, **kwargs)
+    pool.seconds_left = seconds_left
+    return pool
 
 
 def _session(seconds_left: SecondsLeft) -> requests.Session:
     """Return a session without redirects, proxies, `.netrc` and retries, whose reads end at the deadline."""
-    response_class = _response_class(seconds_left)
-
-    # The pools' own `ConnectionCls` is left alone, because recorders such as vcrpy replace it.
-    class HttpPool(HTTPConnectionPool):
-        def _new_conn(self) -> Any:
-            connection: Any = super()._new_conn()
-            connection.response_class = response_class  # an attribute of http.client's connections
-            return connection
-
-    class HttpsPool(HTTPSConnectionPool):
-        def _new_conn(self) -> Any:
-            connection: Any = super()._new_conn()
-            connection.response_class = response_class
-            return connection
-
     adapter = HTTPAdapter(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
-    adapter.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+    adapter.poolmanager.pool_classes_by_scheme = {
+        "http": partial(_pool, _DeadlinePool, seconds_left),
+        "https": partial(_pool, _DeadlineTlsPool, seconds_left),
+    }
     session = _Session()
     session.trust_env = False
     session.mount("http://", adapter)
