@@ -10,7 +10,7 @@ import json
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 SUBSCRIPTION = "0d46c104-7b1e-4c1a-9f3d-5a2b6c7d8e9f"
 CLIENT = "6a7b1f0c-94c5-4d5e-8d1c-0b6a5a1c9e11"
@@ -742,6 +742,137 @@ SECRET_CASES = [
     ),
     says("caller's address", {"clientIpAddress": "20.31.7.9"}, "20.31.7.9"),
     Case("status line", (SUBSCRIPTION,), answer_headers={"x-ms-error": f"no access to {SUBSCRIPTION}"}),
+]
+
+ENCODED_COMMAND = base64.b64encode(f'$password = "{PASSWORD}"'.encode("utf-16-le")).decode()
+SECRET_CASES += [
+    says("passwords list", {"passwords": ["simplepw-1", "otherpw-2"]}, "simplepw-1", "otherpw-2"),
+    says("adminKeys list", {"adminKeys": ["plainkey-1"]}, "plainkey-1"),
+    says(
+        "encoded command of PowerShell",
+        {"cmd": "powershell -EncodedCommand " + ENCODED_COMMAND},
+        ENCODED_COMMAND,
+        PASSWORD,
+    ),
+    says("header in JSON", {"headers": {"Authorization": "Bearer abc.def.ghi-short"}}, "abc.def.ghi-short"),
+    says("pair in an array", [["password", PASSWORD]], PASSWORD),
+    says("dict of lists", {"Set-Cookie": ["ARRAffinity=abc123def456"]}, "abc123def456"),
+    Case("token in a header of an answer", ("plaintokenvalue",), answer_headers={"X-Auth-Token": "plaintokenvalue"}),
+    Case("user token in a header", ("plaintokenvalue",), answer_headers={"x-ms-user-token": "plaintokenvalue"}),
+    Case("location token", (OPAQUE[:30],), answer_headers={"Location": "https://a/cb?token=" + OPAQUE}),
+    Case(
+        "URL of an operation",
+        (b64url(made_up_bytes(128, 8))[:30],),
+        answer_headers={
+            "Azure-AsyncOperation": f"https://management.azure.com/subscriptions/{SUBSCRIPTION}/providers/x/operations/{CLIENT}?t=638&c=MII&s={b64url(made_up_bytes(128, 8))}&h={b64url(made_up_bytes(32, 8))}"
+        },
+    ),
+    asks("access token in the query", "/x?access_token=" + OPAQUE, OPAQUE[:30]),
+    asks("API key in the query", "/x?api-key=plainapikey1", "plainapikey1"),
+    asks("JSON in the query", "/x?f=" + quote(json.dumps({"apiKey": "plainapikey1"})), "plainapikey1"),
+    asks("base64 in the query", "/x?f=" + quote(b64(json.dumps({"password": PASSWORD}))), PASSWORD),
+    asks("password in a callback URL", "/x?cb=https%3A%2F%2Fu%3A" + quote(PASSWORD) + "%40h%2F", PASSWORD),
+    asks("token in the path", f"/cb/{TOKEN}/x", TOKEN[-40:]),
+    asks("key in the path", f"/hooks/{HEX_32}", HEX_32),
+    says("yaml in json", {"cloudInit": f"users:\n- name: a\n  passwd: {PASSWORD}\n"}, PASSWORD),
+    says("xml in json", {"x": f"<a><Password>{PASSWORD}</Password></a>"}, PASSWORD),
+    says("form in json", {"x": f"a=1&client_secret={quote_plus(PASSWORD)}"}, PASSWORD),
+    says("sql in json", {"q": f"CREATE USER x WITH PASSWORD = '{PASSWORD}'"}, PASSWORD),
+    says("jdbc", {"url": f"jdbc:sqlserver://db:1433;user=sa;password={PASSWORD};encrypt=true"}, PASSWORD),
+    says("ODBC with braces", {"url": "Driver={x};Uid=u;Pwd={" + PASSWORD + "};"}, PASSWORD),
+    says("mongo", {"url": f"mongodb+srv://u:{quote(PASSWORD)}@h/?x=y"}, PASSWORD),
+    says("mysql", {"url": "mysql://u:plainword@h/db"}, "plainword"),
+    says("amqp", {"url": f"amqps://u:{KEY_32}@h"}, KEY_32[:30]),
+    says("token in hex", {"x": TOKEN.encode().hex()}, TOKEN[-40:].encode().hex()[:40]),
+    says(
+        "base64 of zlib",
+        {"x": b64(zlib.compress(json.dumps({"password": PASSWORD}).encode()))},
+        b64(zlib.compress(json.dumps({"password": PASSWORD}).encode())),
+    ),
+    says("tenant domain", {"domain": "contosopayroll.onmicrosoft.com"}, "contosopayroll"),
+    says(
+        "telephone numbers",
+        {"businessPhones": ["+49 170 1234567"], "mobilePhone": "+49 170 7654321"},
+        "170 1234567",
+        "170 7654321",
+    ),
+    says("names of a person", {"givenName": "Janethe", "surname": "Doering"}, "Janethe", "Doering"),
+    says_text("sql error", "Client with IP address '20.31.7.9' is not allowed to access the server.", "20.31.7.9"),
+    says("PFX blob", {"pfxBlob": b64(made_up_bytes(300, 2)), "password": ""}, b64(made_up_bytes(300, 2))[:40]),
+    says("credential that is an object", {"credential": {"secret": "plainone1", "type": "x"}}, "plainone1"),
+    says("credential that is a text", {"credential": "plainone1"}, "plainone1"),
+    says("tokens map", {"tokens": {"a": {"token": "plainone1"}}}, "plainone1"),
+    says("bearer text", {"m": "failed with Authorization: Bearer " + OPAQUE}, OPAQUE[:30]),
+    says(
+        "shared key auth in text",
+        {
+            "m": "The MAC signature found in the HTTP request '"
+            + KEY_32
+            + "' is not the same as any computed signature. Server used following string to sign: 'GET"
+        },
+        KEY_32[:30],
+    ),
+    says("number under a secret's name", {"pin_password": 12345678}, "12345678"),
+    says("nested secret dict", {"secrets": {"db": {"value": "plainone1"}}}, "plainone1"),
+    says("name with a dash", {"db-password": "plainone1"}, "plainone1"),
+    says("connection in array", {"connections": [CONNECTION, BUS]}, ACCOUNT_KEY, KEY_32),
+    says(
+        "service principal of the CLI",
+        {"appId": CLIENT, "displayName": "x", "password": "x.y8Q~abc", "tenant": SUBSCRIPTION},
+        "x.y8Q~abc",
+    ),
+    says("SAS URI", {"blobSasUri": SAS}, KEY_32, SIGNATURE),
+    says(
+        "logic app",
+        {
+            "value": f"https://prod-1.westeurope.logic.azure.com:443/workflows/{HEX_32}/triggers/manual/paths/invoke?api-version=2016-10-01&sp=%2Ftriggers&sv=1.0&sig={b64url(made_up_bytes(32, 1))}"
+        },
+        b64url(made_up_bytes(32, 1)),
+    ),
+    says(
+        "eventgrid webhook",
+        {
+            "endpointUrl": f"https://f.azurewebsites.net/runtime/webhooks/eventgrid?functionName=x&code={quote(FUNCTION_KEY)}"
+        },
+        FUNCTION_KEY,
+    ),
+    sends(
+        "keys of a connection",
+        {
+            "properties": {
+                "keyVault": "x",
+                "applicationInsights": "y",
+                "credentials": {"keys": {"key1": "plainone1", "key2": "plainone2"}},
+            }
+        },
+        "plainone1",
+        "plainone2",
+    ),
+    sends(
+        "named value to write", {"properties": {"displayName": "n", "value": "plainone1", "secret": True}}, "plainone1"
+    ),
+    sends(
+        "parameters of a logic app",
+        {"properties": {"parameters": {"apiKey": {"type": "SecureString", "value": "plainone1"}}}},
+        "plainone1",
+    ),
+    sends("secure string", {"x": {"type": "SecureString", "value": "plainone1"}}, "plainone1"),
+    sends("secret volume", {"volumes": [{"name": "s", "secret": {"mysecret1": b64("plainone1")}}]}, b64("plainone1")),
+    sends("SQL on a VM", {"sqlAuthUpdateUserName": "x", "sqlAuthUpdatePassword": "plainone1"}, "plainone1"),
+    sends("SSH private key", {"ssh_private_key": "plainone1", "sshPrivateKey": PEM}, PEM_BODY[:60]),
+    sends("pre-shared key", {"properties": {"sharedKey": "plainone1", "psk": "plainone2"}}, "plainone1", "plainone2"),
+    sends("radius", {"radiusServerSecret": "plainone1"}, "plainone1"),
+    sends("authorization key", {"authorizationKey": "plainone1"}, "plainone1"),
+    sends("keys of a policy", {"x": {"sas": {"primary": KEY_32}}}, KEY_32),
+    sends("user and password", {"auth": {"username": "u", "password": "plainone1"}}, "plainone1"),
+    sends_form("jwt-bearer", f"grant_type=x&assertion={TOKEN}&client_id=a", TOKEN[-40:]),
+    Case(
+        "text/plain jwt in gz multipart",
+        (TOKEN[-40:],),
+        method="POST",
+        headers={"Content-Type": "multipart/mixed; boundary=q"},
+        body=b"--q\r\nContent-Type: application/gzip\r\n\r\n" + gzip.compress(TOKEN.encode()) + b"\r\n--q--\r\n",
+    ),
 ]
 
 

@@ -103,6 +103,8 @@ def _with_whole_bytes(fake: str, real: str) -> str:
 def is_fake(text: str) -> bool:
     """Return whether a text is spelled as `fake_text` spells, whatever its length."""
     signs = _NO_LETTER.sub("", text)
+    if len(signs) == 32 and signs.lower().startswith(FAKE_GUID_PREFIX):
+        return True
     if not signs:
         return False
     if signs.isdigit():

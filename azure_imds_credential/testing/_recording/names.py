@@ -13,6 +13,7 @@ class NameKind(Enum):
     SECRET = "whatever stands there is a secret"  # noqa: S105 - no password
     KEY = "a secret, unless it is a plain word"
     MAYBE = "a secret if it could be one by its form"
+    PERSON = "says who a person is"
     PUBLIC = "made to be published: checksums, certificates, public keys"
     PLAIN = "nothing"
 
@@ -22,11 +23,11 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 # The last word of a name that makes the value a secret.
 _SECRET_WORDS = frozenset(
     """
-    password passwd passwort pwd passphrase passcode secret assertion sas sig jwt pat kubeconfig kubeconfigs pfx
-    cookie authorization apikey accesskey secretkey privatekey accountkey dbpassword clientsecret authtoken
-    accesstoken refreshtoken bearer otp totp samlresponse samlassertion connectionstring sharedaccesskey
-    sharedaccesssignature masterkey functionkey hostkey userpwd publishingpassword subscriptionkey adminpassword
-    administratorloginpassword pass
+    credential password passwords passwd passwort psk pwd pw passphrase passcode secret assertion sas sig jwt pat
+    kubeconfig kubeconfigs pfx cookie authorization apikey accesskey secretkey privatekey accountkey dbpassword
+    clientsecret authtoken accesstoken refreshtoken bearer otp totp samlresponse samlassertion connectionstring
+    sharedaccesskey sharedaccesssignature masterkey functionkey hostkey userpwd publishingpassword subscriptionkey
+    adminpassword administratorloginpassword pass
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
 # The two last words.
@@ -76,6 +77,13 @@ _PUBLIC_NAMES = re.compile(
     re.IGNORECASE,
 )
 _PUBLIC_ENDS = ("etag", "md5", "sha1", "sha256", "sha384", "sha512", "crc64", "checksum", "thumbprint", "digest")
+# Names of persons, as Microsoft Graph and tokens call them. A display name may be that of anything, and stays.
+_PERSONS = frozenset(
+    """
+    givenname surname userprincipalname upn preferredusername uniquename familyname mailnickname mobilephone
+    businessphones onpremisessamaccountname signinname clientprincipalname
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
 # Members that hold the value of something that is named beside them or around them.
 HOLDERS = frozenset(
     """
@@ -86,7 +94,7 @@ NAMING = ("name", "key", "keyname", "keyName", "Name", "Key", "KeyName", "secret
 # A mapping or a list under one of these holds secrets, whatever their names.
 _CONTAINERS = re.compile(
     r"(?:function|system|host|master|access|account|shared|admin|query|api|subscription|auth\w*|storage|list)_?-?keys"
-    r"|keys|secrets|credentials|passwords|stringdata|secureobject|protectedsettings\w*|connection_?strings",
+    r"|keys|secrets?|credentials|passwords|stringdata|secureobject|protectedsettings\w*|connection_?strings",
     re.IGNORECASE,
 )
 # What stands beside the secrets in such a container, and says nothing secret.
@@ -114,6 +122,8 @@ def kind_of(name: str) -> NameKind:
         return NameKind.PUBLIC
     while len(words) > 1 and words[-1].isdigit():  # password1, key2
         words = words[:-1]
+    if "".join(words) in _PERSONS:
+        return NameKind.PERSON
     last, joined, pair = words[-1], "".join(words), "-".join(words[-2:])
     if pair in _KEYS or joined in ("primarykey", "secondarykey"):
         return NameKind.KEY
@@ -135,6 +145,11 @@ def kind_of_pair(name: str, value: str) -> NameKind:
     ):
         return NameKind.PLAIN  # a challenge of Key Vault
     return kind_of(name)
+
+
+def lists_secrets(name: str) -> bool:
+    """Return whether each item of a list under a name is a secret. Plain "keys" and "secrets" may be permissions."""
+    return is_container(name) and name.lower() not in ("keys", "secrets", "credentials")
 
 
 def is_container(name: str) -> bool:

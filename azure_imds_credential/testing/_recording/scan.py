@@ -218,6 +218,7 @@ class _Scan:
 
     def members(self, content: dict[Any, Any], place: Place, where: str) -> None:
         beside = {str(name): value for name, value in content.items() if isinstance(value, str)}
+        beside.update({str(name): str(value).lower() for name, value in content.items() if isinstance(value, bool)})
         above = (place.name, *place.above)
         if isinstance(content.get("request"), dict) and isinstance(content["request"].get("uri"), str):
             self.rules.enter(str(content["request"].get("method")), content["request"]["uri"])

@@ -26,7 +26,7 @@ from .fakes import (
     is_dummy_token,
     is_fake,
 )
-from .names import HOLDERS, NAMING, NameKind, describes, is_container, kind_of, kind_of_pair, words_of
+from .names import HOLDERS, NAMING, NameKind, describes, is_container, kind_of, kind_of_pair, lists_secrets, words_of
 from .shapes import (
     BEARER,
     PRIVATE_KEY,
@@ -80,6 +80,13 @@ _PAIR = re.compile(
 _ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
 _LINE_PAIR = re.compile(
     r"(?P<head>\s*(?:- )?[\"']?(?P<name>[\w.$ -]{1,80}?)[\"']?\s*:[ \t]+)(?P<value>\S.*?)(?P<end>[\s,]*)"
+)
+_PUBLIC_KEY = re.compile(r"ssh-(?:rsa|ed25519|dss) |ecdsa-sha2-|-----BEGIN (?:CERTIFICATE|(?:RSA )?PUBLIC KEY)-----")
+_TOLD_ADDRESS = re.compile(r"(?i)(?<=address)(?P<sign>[:\s'\"(]{1,4})(?P<value>(?:\d{1,3}\.){3}\d{1,3})(?!\.?\d)")
+_TENANT_DOMAIN = re.compile(r"(?i)(?<![\w-])(?P<value>[a-z0-9-]{1,63})(?=\.onmicrosoft\.com)")
+_SECURE_TYPES = frozenset({"securestring", "secureobject", "secret"})
+_SCHEME_AND_CREDENTIAL = re.compile(
+    r"(?P<scheme>(?:Bearer|Basic|D?PoP|SharedKey(?:Lite)?|Token) )(?P<value>\S+)", re.IGNORECASE
 )
 _ADDRESS_NAME = re.compile(r".*(?:ip|ip-?addr(?:ess)?|clientip|callerip|remote-?addr)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?")
@@ -191,7 +198,7 @@ class Scrubber:
             return value
         value = self._without_known(value)
         kind = self.kind(value, place)
-        if kind is NameKind.SECRET:
+        if kind in (NameKind.SECRET, NameKind.PERSON):
             return self._secret(value, place, depth)
         if kind is NameKind.KEY and is_no_word(value):
             return self._secret(value, place, depth)
@@ -202,8 +209,7 @@ class Scrubber:
         if kind is NameKind.PUBLIC:
             return self._known_guids(value)
         if place.name and _ADDRESS_NAME.fullmatch(place.name) and _ADDRESS.fullmatch(value) and _is_public(value):
-            _, colon, port = value.partition(":")
-            return f"203.0.113.{hashlib.sha256(value.encode()).digest()[0]}{colon}{port}"
+            return _fake_address(value)
         return self._name_beside_id(value, place) or self.text(value, depth)
 
     def number(self, token: str, place: Place) -> str:
@@ -279,6 +285,8 @@ class Scrubber:
             return NameKind.SECRET if name.lower() in _PRIVATE_OF_JWK else NameKind.PUBLIC if name in "nexy" else kind
         if kind in (NameKind.PLAIN, NameKind.MAYBE) and place.above and self._in_container(place):
             return NameKind.SECRET
+        if lists_secrets(name):
+            return NameKind.SECRET
         return self._kind_of_holder(place, value) or kind if name.lower() in HOLDERS else kind
 
     def _in_container(self, place: Place) -> bool:
@@ -293,7 +301,8 @@ class Scrubber:
                 return NameKind.SECRET
         if any(kind_of(above) in (NameKind.SECRET, NameKind.KEY) for above in place.above[:2]):
             return NameKind.SECRET
-        if self._in_container(place):
+        says_so = place.beside.get("secret") == "true" or place.beside.get("type", "").lower() in _SECURE_TYPES
+        if says_so or self._in_container(place):
             return NameKind.SECRET
         if place.name.lower() != "value" or self._is_setting:
             return None
@@ -323,8 +332,14 @@ class Scrubber:
         self._decisions += 1
         if is_fake(value) or is_dummy_token(value) or not re.search(r"\w", value) or value.lower() in ("true", "false"):
             return value
+        if is_fake(unquote(value)):
+            return value
         if value in self.secrets:
             return self.secrets[value]
+        if (header := _SCHEME_AND_CREDENTIAL.fullmatch(value)) is not None:
+            return header["scheme"] + self._secret(header["value"], place, depth)
+        if _PUBLIC_KEY.match(value):
+            return self.text(value, depth + 1)
         structured = None if "password" in place.name.lower() else self._structured(value, depth)
         return self._fake(value, place) if structured is None else structured
 
@@ -354,6 +369,9 @@ class Scrubber:
         # is told apart by where it was met first.
         guessable = not (len(value) >= 24 and is_random(value))
         seed = f"{self._where}|{place.name}|{'/'.join(place.above)}" if guessable else value
+        if GUID.fullmatch(value):
+            self.secrets[value] = fake_guid(value)
+            return self.secrets[value]
         scheme = _SCHEME.match(value)
         assert scheme is not None, "it may be empty"
         rest = value[scheme.end() :]
@@ -455,6 +473,10 @@ class Scrubber:
             return note(match[0], fake)
 
         text = self._outside(VAULT_VERSION, GUID, guid, text)
+        if "ddress" in text:
+            text = _TOLD_ADDRESS.sub(lambda told: told["sign"] + _fake_address(told["value"]), text)
+        if "onmicrosoft" in text:
+            text = _TENANT_DOMAIN.sub(lambda label: self._fake(label["value"], Place("tenant")), text)
         if "@" not in text:
             return text
         return EMAIL.sub(
@@ -588,6 +610,14 @@ def from_text_base64(value: str) -> str | None:
         return None
     readable = sum(char.isprintable() or char in "\r\n\t" for char in text)
     return text if readable == len(text) and sum(char.isascii() for char in text) > 0.9 * len(text) else None
+
+
+def _fake_address(address: str) -> str:
+    """Return an address of the network for documentation (RFC 5737); addresses inside a network stay."""
+    if not _is_public(address):
+        return address
+    _, colon, port = address.partition(":")
+    return f"203.0.113.{hashlib.sha256(address.encode()).digest()[0]}{colon}{port}"
 
 
 def _is_public(address: str) -> bool:

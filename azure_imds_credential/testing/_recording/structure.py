@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from .names import NameKind, kind_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -97,6 +99,11 @@ class _Json:
             self.members((name, *above))
         elif word == "[":
             self.at += 1
+            pair_name = self.name_of_pair()
+            if kind_of(pair_name) is NameKind.SECRET:
+                self.value(name, beside, above)
+                self.at += 1
+                self.value(pair_name, {}, (name, *above))
             while self.tokens[self.at][0] != "]":
                 if self.tokens[self.at][0] == ",":
                     self.at += 1
@@ -110,6 +117,12 @@ class _Json:
                 self.string(word, start, place)
             elif self.visit_number is not None and (word[0].isdigit() or word[0] == "-"):
                 self.note(word, start, self.visit_number(word, place))
+
+    def name_of_pair(self) -> str:
+        """Return the first of two strings that are all of an array: a name, where a pair is written so."""
+        pair = [word for word, _ in self.tokens[self.at : self.at + 4]]
+        is_pair = len(pair) == 4 and pair[0].startswith('"') and pair[1::2] == [",", "]"] and pair[2].startswith('"')
+        return _decoded(pair[0]) if is_pair else ""
 
     def members(self, above: tuple[str, ...]) -> None:
         beside = self.texts()
@@ -125,7 +138,7 @@ class _Json:
         self.at += 1
 
     def texts(self) -> dict[str, str]:
-        """Return the members of the object that begins here whose values are strings."""
+        """Return the members of the object that begins here; numbers and truth values as they are written."""
         depth, at = 0, self.at
         found: dict[str, str] = {}
         while True:
@@ -136,8 +149,9 @@ class _Json:
                 depth -= 1
                 if depth == 0:
                     return found
-            elif depth == 1 and word == ":" and self.tokens[at + 1][0].startswith('"'):
-                found[_decoded(self.tokens[at - 1][0])] = _decoded(self.tokens[at + 1][0])
+            elif depth == 1 and word == ":" and self.tokens[at + 1][0] not in ("{", "["):
+                value = self.tokens[at + 1][0]
+                found[_decoded(self.tokens[at - 1][0])] = _decoded(value) if value.startswith('"') else value
             at += 1
 
     def string(self, word: str, start: int, place: Place) -> None:
