@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
@@ -30,10 +30,10 @@ from ._tokens import MAX_TOKENS, Tokens
 
 IMDS = "http://169.254.169.254"
 REPORT_SECONDS = 60.0
-_GRACE = 2.0  # seconds that requests under way have to end, once serve is told to
+_GRACE = 5.0  # seconds that requests under way have to end, once serve is told to
 _BACKLOG = 256
-# What a request to IMDS is made with. It takes 0.3 s to import, which the first client need not wait for. serve can
-# answer from the shared cache without it, so it comes a little later.
+# What a request to IMDS is made with. It takes 0.3 s to import, which the first client need not wait for. Answers from
+# the shared cache need none of it, so it comes a little later.
 _NEEDED_LATER = ("msal", "requests", "azure.core.pipeline.policies", "azure.core.pipeline.transport")
 _LATER = 1.0  # seconds
 _FIRST_DESCRIPTOR = 3  # https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html
@@ -182,7 +182,8 @@ class Service:
 
     def _count_upstream(self, outcome: str, requests: int) -> None:
         """Count an exchange, from whatever thread."""
-        self._loop.call_soon_threadsafe(self.metrics.count_upstream, outcome, requests)
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.metrics.count_upstream, outcome, requests)
 
     def announce(self, write: Callable[[str], None]) -> None:
         """Write the variable that leads clients here, as `azure-imds emulate` does."""
