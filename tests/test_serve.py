@@ -18,7 +18,7 @@ from raw_http import exchange
 from serving import TARGET, TOKEN_PATH, VAULT, Serving, members, serving
 
 import azure_imds_credential.serve._tokens as serve_tokens
-from azure_imds_credential import __version__
+from azure_imds_credential import ImdsRequestError, __version__
 from azure_imds_credential.aio import ImdsCredential
 from azure_imds_credential.serve import SERVE_HEADER
 from azure_imds_credential.serve._instance import BODY_LIMIT, KEPT_SECONDS, Instance, next_turn
@@ -203,6 +203,17 @@ def test_serve_errors_keep_status_and_body(
     with serving(imds, shared_cache=shared) as serve:
         ours, theirs = serve.ask(), exchange(imds.endpoint, TARGET)
     assert (ours.status, ours.body) == (theirs.status, theirs.body)
+    assert len(imds.token_requests) == 2
+
+
+def test_hooks_may_read_the_body(imds: ImdsEmulator) -> None:
+    """A hook that reads a response, as serve's does, takes nothing from the credential: an error stays what it is."""
+    imds.script(faults.status(400, {"error": "invalid_resource", "error_description": "AADSTS500011: none"}))
+    credential = ImdsCredential(endpoint=imds.endpoint, raw_response_hook=lambda came: came.http_response.read())
+    with pytest.raises(ImdsRequestError, match="AADSTS500011"):
+        asyncio.run(credential.get_token(VAULT))
+    assert asyncio.run(credential.get_token(VAULT)).token == imds.tokens[0]
+    assert len(imds.token_requests) == 2
 
 
 def test_serve_hands_on_all_of_entras_words(imds: ImdsEmulator, serve: Serving) -> None:
@@ -446,13 +457,19 @@ def test_serve_health_asks_when_nothing_is_known(imds: ImdsEmulator, serve: Serv
 
 def test_serve_health_tells_failures(imds: ImdsEmulator) -> None:
     """Without a token /healthz is 503 with the reason, and does not ask IMDS at every probe."""
-    imds.script(faults.status(400, {"error": "invalid_request", "error_description": "Identity not found"}))
+    refusal = {
+        "error": "invalid_resource",
+        "error_description": "AADSTS500011: no such resource",
+        "error_codes": [500011],
+    }
+    imds.script(faults.status(400, refusal), seconds=math.inf)
     with serving(imds) as serve:
         for _ in range(3):
             answer = serve.ask("/healthz", metadata=False)
             assert answer.status == 503
-            assert b"Identity not found" in answer.body
+            assert b"AADSTS500011" in answer.body
         imds.assert_requests(1)
+        imds.clear_faults()
         serve.token()
         assert serve.ask("/healthz", metadata=False).status == 200
 

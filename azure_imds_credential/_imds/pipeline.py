@@ -23,6 +23,8 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceRequestTimeoutError,
     ServiceResponseTimeoutError,
+    StreamClosedError,
+    StreamConsumedError,
 )
 from azure.core.pipeline import Pipeline
 from azure.core.pipeline.policies import (
@@ -284,6 +286,8 @@ def read_body(response: Any, seconds_left: SecondsLeft) -> tuple[bytes | None, s
                     return None, LARGE_BODY
                 if seconds_left() <= 0:
                     return None, "incomplete when the time was up"
+        except (StreamConsumedError, StreamClosedError):  # a hook or a policy has read it: iter_bytes has it still
+            continue
         except TRANSPORT_ERRORS:
             if not was_empty:
                 return None, BROKEN_BODY
