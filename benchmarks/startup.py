@@ -62,6 +62,8 @@ def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
         for what in ("import", "first token")
     }
     return [
+        Row("import, ms", {peer: least["import", peer] for peer in PEERS}),
+        Row("import and first token, ms", {peer: least["first token", peer] for peer in PEERS}),
         Row(
             "import, % of azure-identity's",
             imports,

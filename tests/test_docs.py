@@ -257,6 +257,26 @@ def test_diffs(block: Block) -> None:
         ast.parse(f"def function():\n{textwrap.indent(code, '    ')}")  # a return statement may stand alone
 
 
+def test_architecture_files() -> None:
+    """The tree on the architecture page has every package and top-level module, and nothing else."""
+    package = ROOT / "azure_imds_credential"
+    (tree,) = (block.text for block in blocks(ROOT / "docs/architecture.md") if block.language == "text")
+    folder, shown = "", set()
+    for line in tree.splitlines()[1:]:
+        names = re.match(r" +((?:\S+/)?(?: *\w+\.py)*)", line)
+        assert names, line
+        if re.match(r"  \w+/ ", line):
+            folder = line.split("/")[0].strip()
+        elif line.startswith("  ") and not line.startswith("   "):
+            folder = ""
+        for name in re.findall(r"\w+\.py|\w+/", line.split("   ")[0] + names[0]):
+            shown.add(name if name.endswith("/") else f"{folder}/{name}".lstrip("/"))
+    assert [name for name in shown if not (package / name).exists()] == []
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py")}
+    assert (packages | modules) - shown == set()
+
+
 def test_samples_page() -> None:
     """The page of samples links to every one of them."""
     linked = set(re.findall(r"\]\(\.\./samples/(\w+\.py)\)", (ROOT / "docs/samples.md").read_text()))
