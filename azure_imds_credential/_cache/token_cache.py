@@ -137,7 +137,7 @@ class TokenCache:
                 entry.clear()
             for endpoint in self._endpoints.values():
                 endpoint.clear()
-            for url in self._urls.values():  # also those that only caches of the past asked
+            for url in tuple(self._urls.values()):  # also those that only caches of the past asked
                 url.clear()
 
     def fill(self, entry: TokenEntry, options: CallOptions, *, force_refresh: bool) -> Filling:
