@@ -44,7 +44,7 @@ class Caller:
             timeout=timeout, wait_for_identity=patience, fetch=machine.fetch, has_listener=machine.has_listener
         )
         filling = machine.cache.fill(self.entry, options, force_refresh=forced)
-        self._filling, self._waits = filling, iter(filling)
+        self._filling = filling
         self.waiting: TokenRequest | None = None
         self.until = machine.now
         self.done = False
@@ -65,7 +65,7 @@ class Caller:
         """Run until it waits for a request that has not ended, or ends."""
         try:
             for _ in range(1000):  # more would be a loop
-                self.waiting, seconds = next(self._waits)
+                self.waiting, seconds = next(self._filling)
                 self.until = self.machine.now + seconds
                 if not self.is_due():
                     return
@@ -77,7 +77,7 @@ class Caller:
 
     def leave(self) -> None:
         """End the call, as an interrupt or a cancellation does."""
-        self._waits.close()  # type: ignore[attr-defined] # a generator
+        self._filling.close()
 
 
 class CacheMachine:

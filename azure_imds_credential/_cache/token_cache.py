@@ -50,7 +50,7 @@ class CallOptions(Protocol):
         ...
 
 
-class Filling:
+class Filling(Iterator[Wait]):
     """The waits of one call. When they are over, `cached` is the token that it gets."""
 
     cached: CachedToken
@@ -58,8 +58,16 @@ class Filling:
     def __init__(self, waits: Generator[Wait, None, CachedToken]) -> None:
         self._waits = waits
 
-    def __iter__(self) -> Iterator[Wait]:
-        self.cached = yield from self._waits
+    def __next__(self) -> Wait:
+        try:
+            return next(self._waits)
+        except StopIteration as end:
+            self.cached = end.value
+            raise
+
+    def close(self) -> None:
+        """End the call before it has a token."""
+        self._waits.close()
 
 
 class TokenCache:
