@@ -7,6 +7,7 @@ import difflib
 import ipaddress
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -134,7 +135,8 @@ def make_parser() -> CommandLine:
         prog="azure-imds",
         description="Azure managed identity tokens from the Instance Metadata Service (IMDS).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # The column of the help: Python 3.13 began to count the indentation of commands for it.
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=18),
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action="version", version=__version__)
