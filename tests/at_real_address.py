@@ -51,13 +51,13 @@ def msal() -> str:
 
 
 def curl() -> str:
-    done = subprocess.run(["curl", "-s", "-H", "Metadata: true", CURL], capture_output=True, check=True, timeout=30)
+    done = subprocess.run(["curl", "-s", "-H", "Metadata: true", CURL], capture_output=True, check=True, timeout=600)
     return str(json.loads(done.stdout)["access_token"])
 
 
 def javascript(folder: str) -> str:
     command = ["node", "--input-type=module", "-e", DEFAULT_CREDENTIAL]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=600)
     return done.stdout.strip()
 
 

@@ -110,7 +110,7 @@ class Azure:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
         recorded = calls.read_text().split("\x1e\0") if calls.exists() else []

@@ -180,7 +180,7 @@ def test_no_token_is_logged_without_threads(
 
 def test_a_log_handler_may_ask_for_the_token(imds: ImdsEmulator) -> None:
     """An exporter that authenticates with the same credential gets the token at once."""
-    credential = ImdsCredential(endpoint=imds.endpoint, timeout=5)
+    credential = ImdsCredential(endpoint=imds.endpoint, timeout=90)
     got = []
 
     class Exporter(logging.Handler):
@@ -193,7 +193,7 @@ def test_a_log_handler_may_ask_for_the_token(imds: ImdsEmulator) -> None:
     try:
         begun = time.monotonic()
         assert credential.get_token(VAULT).token == imds.tokens[0]
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 60, "it waited for itself, until its time was up"
     finally:
         logger.removeHandler(handler)
     assert got == [imds.tokens[0]]
@@ -212,7 +212,7 @@ def test_a_hook_that_asks_for_its_own_token_is_told(flavor: Flavor, imds: ImdsEm
     sync = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook)
     begun = time.monotonic()
     assert sync.get_token(VAULT).token
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60, "it waited for itself, until its time was up"
     assert "itself" in str(told[0])
 
 
@@ -340,8 +340,8 @@ def test_a_log_filter_that_fails_hangs_no_call(imds: ImdsEmulator, monkeypatch: 
     logger.addFilter(fail)
     begun = time.monotonic()
     try:
-        assert ImdsCredential(endpoint=imds.endpoint, timeout=30).get_token(VAULT).token == imds.tokens[0]
-        assert time.monotonic() - begun < 10
+        assert ImdsCredential(endpoint=imds.endpoint, timeout=120).get_token(VAULT).token == imds.tokens[0]
+        assert time.monotonic() - begun < 60, "it waited until its time was up"
         for thread in threading.enumerate():
             if thread.name == THREAD_NAME:
                 thread.join(10)

@@ -375,7 +375,7 @@ def run_on(machine: Machine, program: str, folder: Path) -> list[str]:
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
     assert done.returncode == 0, done.stderr

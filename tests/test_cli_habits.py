@@ -181,7 +181,7 @@ def completed(words: list[str], run: Callable[..., Run]) -> list[str]:
         '\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_azure_imds; printf "%s\\n" "${COMPREPLY[@]}"\n'
     )
     done = subprocess.run(
-        [bash, "--norc", "-c", script, "bash", *words], capture_output=True, text=True, timeout=60, check=True
+        [bash, "--norc", "-c", script, "bash", *words], capture_output=True, text=True, timeout=600, check=True
     )
     return done.stdout.split()
 
@@ -211,7 +211,7 @@ def test_completion_scripts_parse(run: Callable[..., Run], shell: str) -> None:
     assert [command for command in COMMANDS if command not in script.out] == []
     found = shutil.which(shell)
     if found is not None:
-        subprocess.run([found, "-n"], input=script.out, text=True, timeout=60, check=True)
+        subprocess.run([found, "-n"], input=script.out, text=True, timeout=600, check=True)
 
 
 def test_completion_needs_its_extra(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,4 +328,4 @@ def test_keyring_finds_the_backend_and_loads_little() -> None:
         "assert 'AzureArtifactsKeyring' in names, names; "
         "assert not {'msal', 'requests', 'azure.core', 'azure_imds_credential._credential'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", code], timeout=600, check=True)

@@ -117,7 +117,7 @@ def test_python_runs(block: Block, tmp_path: Path) -> None:
     if "asyncio.run(" not in block.text:
         runpy.run_path(str(script), run_name="__main__")
     else:  # in a process of its own: aiohttp reads SSL_CERT_FILE, by which the vault is trusted, when it is imported
-        subprocess.run([sys.executable, "-W", "error", script], timeout=120, check=True)
+        subprocess.run([sys.executable, "-W", "error", script], timeout=600, check=True)
 
 
 @of("python", tests=True)
@@ -180,7 +180,7 @@ def test_commands(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch:
             if "--keyring-provider" not in words:  # a feed's package, which tests/integration/test_tools.py installs
                 assert_requirement(words[-1])
         elif words[0] == "python":
-            subprocess.run([sys.executable, *words[1:]], timeout=60, check=True)
+            subprocess.run([sys.executable, *words[1:]], timeout=600, check=True)
         else:
             assert words[:3] == [".venv/bin/python", "-m", "pytest"], f"{command!r} is not tried"
             assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests"))
@@ -215,7 +215,7 @@ def test_demo_output() -> None:
         output for block in blocks(ROOT / "README.md") for command, output in shown(block) if "demo" in command
     )
     demo = [sys.executable, "-W", "error", ROOT / "samples/demo.py"]
-    printed = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=True).stdout
+    printed = subprocess.run(demo, capture_output=True, text=True, timeout=600, check=True).stdout
 
     def comparable(text: str) -> str:
         return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
@@ -351,7 +351,7 @@ def test_go_program(block: Block) -> None:
     gofmt = shutil.which("gofmt")
     if gofmt is None:
         pytest.skip("there is no gofmt on this machine")
-    done = subprocess.run([gofmt, "-l"], input=block.text, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([gofmt, "-l"], input=block.text, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -474,7 +474,7 @@ def test_site(tmp_path: Path) -> None:
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout

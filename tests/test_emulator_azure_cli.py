@@ -171,7 +171,7 @@ def test_four_az_at_once(imds: AzureCliEmulator, az: Az) -> None:
     targets = [f"{TOKEN_TARGET}{number}" for number in range(6)]
     with ThreadPoolExecutor(12) as threads:
         waiting = [threads.submit(exchange, imds.endpoint, target, headers(imds)) for target in targets * 2]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(imds.requests) < 12:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -188,7 +188,7 @@ def test_too_many_resources(imds: AzureCliEmulator, az: Az, monkeypatch: pytest.
     az.release.clear()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(exchange, imds.endpoint, TOKEN_TARGET, headers(imds))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not imds.requests:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -238,10 +238,10 @@ def test_a_real_other_user(imds: AzureCliEmulator, az: Az) -> None:
     if not sys.platform.startswith("linux") or shutil.which("curl") is None:
         pytest.skip("needs Linux and curl")
     command = ["curl", "-s", "-H", "Metadata: true", f"{imds.endpoint}{TOKEN_TARGET}"]
-    told = subprocess.run(command, user=OTHER_USER, capture_output=True, check=True, timeout=30).stdout
+    told = subprocess.run(command, user=OTHER_USER, capture_output=True, check=True, timeout=600).stdout
     assert json.loads(told)["error"] == "forbidden"
     assert az.asked == []
-    told = subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
+    told = subprocess.run(command, capture_output=True, check=True, timeout=600).stdout
     assert json.loads(told)["access_token"] == TOKEN
 
 
@@ -250,7 +250,7 @@ def test_one_az_for_many(imds: AzureCliEmulator, az: Az) -> None:
     az.release.clear()
     with ThreadPoolExecutor(8) as threads:
         waiting = [threads.submit(exchange, imds.endpoint, TOKEN_TARGET, headers(imds)) for _ in range(8)]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(imds.requests) < 8:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -307,7 +307,7 @@ def test_a_bridge_of_this_machine() -> None:
     )
     unshare = ["unshare", "--net", "--mount", "--map-root-user", "sh", "-c", " && ".join(steps)]
     command = [*unshare, sys.executable, ON_A_BRIDGE, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode and "ermitted" in done.stderr:
         pytest.skip(f"no network namespace to be had: {done.stderr.strip()}")
     assert done.stdout.splitlines() == ["http://172.30.7.1 200 403", "403"], done.stderr
@@ -408,4 +408,4 @@ def test_a_signal_ends_it(name: str) -> None:
         endpoint = child.stdout.readline().strip().partition("=")[2]
         assert exchange(endpoint).status == 200
         child.send_signal(getattr(signal, name))
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=600) == 0

@@ -139,7 +139,7 @@ def test_clients_that_gave_up_do_not_count() -> None:
         for _ in range(5):
             with pytest.raises(TimeoutError):
                 exchange(imds.endpoint, timeout=0.02)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (status := exchange(imds.endpoint).status) == 429 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert status == 200
@@ -156,7 +156,7 @@ def test_closing_ends_what_hangs() -> None:
         imds.restart(refused=60)
         started = time.monotonic()
         imds.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30, "an answer that drips, or a restart, takes 60 s"
 
 
 def test_a_held_answer_comes_when_it_is_let_go(imds: ImdsEmulator) -> None:
@@ -335,7 +335,7 @@ def test_a_restart(imds: ImdsEmulator) -> None:
     with pytest.raises(ConnectionRefusedError):
         exchange(imds.endpoint)
     statuses: list[int] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(statuses) < 3:
         try:
             statuses.append(exchange(imds.endpoint).status)

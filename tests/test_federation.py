@@ -92,7 +92,7 @@ def test_identity_as_application_aio(imds: ImdsEmulator, entra: EntraDouble) -> 
         env={**os.environ, **entra.environment()},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.stdout.strip() in entra.tokens, done.stderr

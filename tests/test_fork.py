@@ -223,7 +223,7 @@ thread.join()
 def test_a_fork_waits_for_what_is_being_loaded(imds: ImdsEmulator, module: str) -> None:
     """No child inherits an import that never ends."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_WHILE_A_MODULE_IS_LOADED]
-    done = subprocess.run([*command, module, imds.endpoint], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, module, imds.endpoint], check=True, capture_output=True, text=True, timeout=600)
     assert done.stdout == "token\n"
 
 

@@ -60,7 +60,7 @@ class Vm:
 
     def run(self, source: Path, *command: str, **changed: str) -> subprocess.CompletedProcess[str]:
         arguments = self.arguments(source, "--", *command, **changed)
-        return subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, stdin=-3)
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False, stdin=-3)
 
 
 def start_sshd(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -226,7 +226,7 @@ def test_install_prepares_the_vm_first(vm: Vm, tree: Path, has_ensurepip: bool) 
     )
     try:
         arguments = vm.arguments(tree, "--install", "--", "echo", "ran")
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     finally:
         for name in ("sudo", "python3"):
             (vm.folder / "tools" / name).unlink()
@@ -245,7 +245,7 @@ def test_a_failed_install_stops_before_the_command(vm: Vm, tree: Path) -> None:
     tool(vm, "python3", '[ "$1" = -c ]')
     try:
         arguments = vm.arguments(tree, "--install", "--", "echo", "ran")
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     finally:
         (vm.folder / "tools" / "python3").unlink()
     assert (done.returncode != 0, done.stdout) == (True, "")

@@ -225,7 +225,7 @@ def test_replay(arguments: tuple[str, ...], message: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == (1 if message else 0), done.stderr

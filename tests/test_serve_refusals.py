@@ -381,7 +381,7 @@ def test_serve_refuses_other_users(*, user_only: bool, status: str, imds: ImdsEm
     """With --user-only a process of another user gets 403, and without it a token."""
     with serving(imds, user_only=user_only) as serve:
         command = [sys.executable, "-c", ASK_AS, serve.host.partition(":")[2], bytes_of(serve, f"{GET}\n").decode()]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     assert said == status
     assert len(imds.requests) == (not user_only)
 

@@ -91,7 +91,7 @@ def holder(memory: Path, imds: ImdsEmulator) -> Iterator[subprocess.Popen[str]]:
         "time.sleep(60)\n",
         imds.endpoint,
     )
-    imds.wait_for_requests(1)
+    imds.wait_for_requests(1, timeout=60)
     tell(running, "fork")
     grandchild = int(said(running))
     yield running
@@ -180,7 +180,10 @@ def test_one_refresh(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
     virtual_time.skip(0.6 * DAY)
     imds.renew_tokens()
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
     assert {token_of(each) for each in processes} == old, "the cached token is handed out meanwhile"
+    answer.set()
     for each in processes:
         eventually(lambda each=each: token_of(each) not in old)  # type: ignore[misc] # binds the loop's value
     imds.assert_requests(2)
@@ -231,8 +234,8 @@ def test_stopped_holder(imds: ImdsEmulator, memory: Path) -> None:
     forget_in(memory)
     with lock_of(memory):
         begun = time.monotonic()
-        token_of(process(imds, timeout=3.0))
-        assert 1.4 <= time.monotonic() - begun < 3
+        token_of(process(imds, timeout=12.0))
+        assert time.monotonic() - begun >= 5.9
     imds.assert_requests(2)
     token_of(process(imds))  # its token is there for the others
     imds.assert_requests(2)
@@ -248,29 +251,29 @@ def test_killed_holder(imds: ImdsEmulator, holder: subprocess.Popen[str]) -> Non
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     begun = time.monotonic()
-    assert token_of(process(imds, timeout=30.0))
-    assert time.monotonic() - begun < 10, "half of its time would be 15 s"
+    assert token_of(process(imds, timeout=180.0))
+    assert time.monotonic() - begun < 60, "half of its time would be 90 s"
     imds.assert_requests(2)
 
 
 def test_failing_holders(imds: ImdsEmulator) -> None:
-    """Processes that each fail after a second do not fail one after the other."""
+    """Processes that each fail after three seconds do not fail one after the other."""
     imds.script(faults.hang, seconds=60)
     errors: list[BaseException] = []
 
     def fail() -> None:
         with pytest.raises(ImdsUnavailableError) as caught:
-            token_of(process(imds, read_timeout=1.0))
+            token_of(process(imds, read_timeout=3.0))
         errors.append(caught.value)
 
     begun = time.monotonic()
-    threads = [threading.Thread(target=fail) for _ in range(6)]
+    threads = [threading.Thread(target=fail) for _ in range(10)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert len(errors) == 6
-    assert time.monotonic() - begun < 5.5
+    assert len(errors) == 10
+    assert time.monotonic() - begun < 25, "one after the other they take 30 s"
 
 
 def test_force_refresh(imds: ImdsEmulator) -> None:

@@ -21,7 +21,7 @@ def loaded_by(statement: str, ground: str = GROUND) -> set[str]:
     """Run a statement in a fresh interpreter and return the modules that it loaded beyond the ground."""
     code = f"import json, sys\n{ground}\nbefore = set(sys.modules)\n{statement}\n"
     code += "print(json.dumps(sorted(set(sys.modules) - before)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     return set(json.loads(done.stdout))
 
 

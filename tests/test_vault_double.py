@@ -72,7 +72,7 @@ asyncio.run(read())
 def test_the_async_client_reads_a_secret(vault: VaultDouble) -> None:
     """The same for aio, whose HTTP library finds proxy and certificate by other variables, and at its import."""
     command = [sys.executable, "-c", ASYNC_PROGRAM, vault.url]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout == "hello\n"
+    assert subprocess.run(command, capture_output=True, text=True, timeout=600, check=False).stdout == "hello\n"
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ TEST_SECONDS = 600
 # The tests of the installed package itself. Left out: those of the repository's scripts, samples, documents and
 # templates, those that measure times or need a namespace, and those marked slow.
 CORE = [
-    "answers", "arguments", "captures", "copies", "emulator_captures", "emulator_rules", "exports", "failures",
-    "flights", "freshness", "no_proxy", "pytest_plugin", "recordings", "retry", "scan", "shared_cache", "source",
-    "token_life", "vault_double",
+    "arguments", "calls", "captures", "concurrency", "copies", "decision", "emulator_captures", "emulator_rules",
+    "endpoint", "exports", "failures", "no_proxy", "pytest_plugin", "recordings", "response", "retry", "scan",
+    "shared_cache", "source", "token_entry", "token_life", "vault_double",
 ]  # fmt: skip
 EXTRAS_FOR_USERS = {f'extra == "{name}"' for name in ("keyvault", "serve", "shared", "testing")}
 

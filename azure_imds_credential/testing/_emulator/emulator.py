@@ -250,7 +250,7 @@ class ImdsEmulator:
         """The requests to the token endpoint that carry a Metadata header, so no probes."""
         return [request for request in self.requests if request.is_token_request]
 
-    def wait_for_requests(self, count: int, timeout: float = 10.0) -> list[Request]:
+    def wait_for_requests(self, count: int, timeout: float = 30.0) -> list[Request]:
         """The requests so far, as soon as there are at least `count`; AssertionError after `timeout` seconds."""
         return self._imds.journal.wait_for(count, timeout)
 

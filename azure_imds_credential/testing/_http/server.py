@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Turns of its loop that asyncio (3.10 to 3.13: two) takes to make a transport of a connection that it has accepted.
 # When its server is closed meanwhile, it drops the connection without closing it.
 ACCEPT_TURNS = 3
+BIND_ATTEMPTS, BIND_PAUSE = 1000, 0.02  # the pause in seconds: 20 s in all, less than the 30 s of `_call`
 
 
 def address(host: str, port: int) -> tuple[str, int]:
@@ -129,6 +131,17 @@ class Server:
         self._port = bound.getsockname()[1]
         return bound
 
+    async def _bind_again(self) -> socket.socket:
+        """Bind the port that was just listened at: a child forked meanwhile lets go of it when it first runs."""
+        for _ in range(BIND_ATTEMPTS - 1):
+            try:
+                return self._bind()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                await asyncio.sleep(BIND_PAUSE)
+        return self._bind()
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
@@ -153,7 +166,7 @@ class Server:
             self._listener.close()
             self._listener = None
             if not for_good:
-                self._bound = self._bind()
+                self._bound = await self._bind_again()
         for transport in tuple(self._open):
             transport.abort()
         while self._open:  # noqa: ASYNC110 - a few turns of the loop at most
