@@ -458,6 +458,15 @@ def test_benchmark_markers() -> None:
     assert page.index(begin) < page.index(end)
 
 
+def test_readme_figures() -> None:
+    """The microseconds of the README are those of the page of figures, rounded."""
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
+    (shown,) = re.findall(r"costs ([\d.]+) µs instead of (\d+) µs \((\d+) times less\)", readme)
+    ((ours, theirs, ratio),) = re.findall(r"`get_token\(scope\)` \| ([\d.]+) µs \| ([\d.]+) µs, (\d+) times", page)
+    assert shown == (f"{float(ours):.1f}", f"{float(theirs):.0f}", ratio)
+    assert round(float(theirs) / float(ours)) == int(ratio)
+
+
 def test_readme_length() -> None:
     """The README is one that is read: about 600 words."""
     assert len((ROOT / "README.md").read_text().split()) <= 650
