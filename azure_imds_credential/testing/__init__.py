@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._emulator.journal import Request as Request
     from ._entra import EntraDouble as EntraDouble
     from ._entra import FederatedCredential as FederatedCredential
+    from ._recording.cassette import IncompleteRecordingError as IncompleteRecordingError
     from ._recording.cassette import ReplayError as ReplayError
     from ._recording.cassette import UnsafeRecordingError as UnsafeRecordingError
     from ._recording.cassette import imds_vcr as imds_vcr
@@ -32,6 +33,7 @@ _WHERE = {
     "FederatedCredential": "_entra",
     "Finding": "_recording.scan",
     "ImdsEmulator": "_emulator.emulator",
+    "IncompleteRecordingError": "_recording.cassette",
     "RealTokensWarning": "_azure_cli.emulator",
     "ReplayError": "_recording.cassette",
     "Request": "_emulator.journal",
@@ -50,6 +52,7 @@ __all__ = [
     "FederatedCredential",
     "Finding",
     "ImdsEmulator",
+    "IncompleteRecordingError",
     "RealTokensWarning",
     "ReplayError",
     "Request",

@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 import time
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -18,12 +18,14 @@ from vcr.request import Request  # type: ignore[import-untyped] # ditto
 from vcr.serialize import serialize  # type: ignore[import-untyped] # ditto
 
 from .._network import loopback_only
+from .._own_cache import own_shared_cache
 from .exchanges import scrub_request, scrub_session
 from .live_values import find_live
 from .matching import is_imds, same_request
 from .rebase import rebased
 from .scan import scan_text
 from .scrub import Scrubber, UnreadableError
+from .unrecorded import UnrecordedExchanges
 
 if TYPE_CHECKING:
     import os
@@ -36,6 +38,10 @@ _HOW_TO_ALLOW = "if it is harmless, allow it by its name, its value or its conte
 
 class ReplayError(AssertionError):
     """The program did not do what was recorded: it asked for something else, or past the recording."""
+
+
+class IncompleteRecordingError(AssertionError):
+    """Several threads or tasks exchanged something at the same time, and not all of it was recorded."""
 
 
 class UnsafeRecordingError(AssertionError):
@@ -72,7 +78,7 @@ def imds_vcr(
     *,
     record_mode: str = "none",
     keep: Iterable[str | re.Pattern[str]] = (),
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
     **vcr_options: Any,
 ) -> Iterator[Any]:
     """Replay a recording, or make one, with vcrpy.
@@ -94,7 +100,10 @@ def imds_vcr(
 
     A replay is for one thread at a time: vcrpy takes its patches off for the whole process whenever one thread opens a
     connection, and what other threads ask for meanwhile goes to the network. During a replay such requests, and all
-    others that would leave this machine, are refused.
+    others that would leave this machine, are refused. While it records, they are counted, and the recording fails.
+
+    Tokens that processes share are kept in a folder of the block's own: `shared_cache=True` neither finds the user's
+    tokens in it nor leaves dummies for the user.
 
     Args:
         recording: The file, YAML. Use one vault host per recording: Key Vault's clients remember challenges by host.
@@ -102,7 +111,7 @@ def imds_vcr(
             record, as vcrpy describes them.
         keep: What is written down although it looks like a secret: names of members, headers and parameters, whole
             values, patterns that match either, and content types of bodies that cannot be looked into.
-        clock: Epoch seconds that the replayed answers are given on.
+        clock: Epoch seconds that the replayed answers are given on, `time.time` by default.
         vcr_options: Options of `vcr.VCR.use_cassette`. Filters and matchers are added to those described above.
 
     Yields:
@@ -113,6 +122,8 @@ def imds_vcr(
         ReplayError: At the end of a replay: a request was not in the recording, or tried to leave this machine.
         UnsafeRecordingError: At the end of recording: something looks live, or cannot be looked into. Nothing was
             written. Raised from the block's own exception if there was one.
+        IncompleteRecordingError: At the end of recording: threads or tasks exchanged something at the same time, and
+            vcrpy did not see all of it. Nothing was written.
     """
     kept = _checked_keep(keep)
     exists = Path(recording).is_file()
@@ -139,8 +150,10 @@ def imds_vcr(
         }
     )
     try:
-        with _Cassette.use(**options) as cassette:
-            cassette.known, cassette.clock, cassette.persister = matching.known, clock, persister
+        unrecorded = UnrecordedExchanges()
+        with own_shared_cache(), nullcontext() if replaying else unrecorded, _Cassette.use(**options) as cassette:
+            cassette.known, cassette.clock = matching.known, clock or _now
+            cassette.persister, cassette.unrecorded = persister, unrecorded
             if not replaying:
                 yield cassette
             else:
@@ -155,6 +168,17 @@ def imds_vcr(
         raise
     if persister.problems:
         raise UnsafeRecordingError(persister.told())
+    if unrecorded.found:
+        lines = "\n".join(f"  {line}" for line in unrecorded.found)
+        raise IncompleteRecordingError(
+            f"nothing was written to {recording}: vcrpy did not see {len(unrecorded.found)} exchange(s):\n{lines}\n"
+            "It records one thread or task at a time: let the program do one request after the other."
+        )
+
+
+def _now() -> float:
+    """Return epoch seconds. `time.time` is looked up at each use: freezegun and others put theirs in its place."""
+    return time.time()
 
 
 def _checked_keep(keep: Iterable[str | re.Pattern[str]]) -> list[str | re.Pattern[str]]:
@@ -201,6 +225,7 @@ class _Cassette(Cassette):  # type: ignore[misc] # vcrpy ships no types
     known: dict[str, str]
     clock: Callable[[], float]
     persister: _CheckedPersister
+    unrecorded: UnrecordedExchanges
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -229,6 +254,7 @@ class _Cassette(Cassette):  # type: ignore[misc] # vcrpy ships no types
         if self._is_loading:
             super().append(request, response)
             return
+        self.unrecorded.recorded()
         raw = copy.copy(request)
         raw.is_raw = True  # the user's own filters see it, ours do not yet
         super().append(raw, response)
@@ -241,6 +267,8 @@ class _Cassette(Cassette):  # type: ignore[misc] # vcrpy ships no types
             self._is_loading = False
 
     def _save(self, force: bool = False) -> None:
+        if self.unrecorded.found:
+            return
         made = self.data[self._loaded_count :]
         if made and self.dirty:
             scrubbed = self.persister.scrub(made)
