@@ -829,7 +829,6 @@ def test_emulate_without_login(emulating: Any, tmp_path: Path) -> None:
     environ = az_that_says(tmp_path, "echo \"ERROR: Please run 'az login' to setup account.\" >&2; exit 1")
     process, line = emulating("--from", "azure-cli", environ=environ)
     endpoint = line.strip().partition("=")[2]
-    deadline = time.monotonic() + 60
     said = [process.stderr.readline() for _ in range(4)]
     assert said[0].startswith("azure-imds: REAL access tokens of ")
     assert "there are no tokens yet: az ended with 1: ERROR: Please run 'az login' to setup account" in said[2]
@@ -837,7 +836,6 @@ def test_emulate_without_login(emulating: Any, tmp_path: Path) -> None:
     asked = subprocess.run(
         [*COMMAND, "whoami", "--endpoint", endpoint], capture_output=True, text=True, timeout=600, check=False
     )
-    assert time.monotonic() < deadline
     assert asked.returncode == EXIT_CODES[IdentityUnavailableError]
     assert "Please run 'az login'" in asked.stderr
     assert "az vm identity assign" not in asked.stderr
