@@ -29,7 +29,14 @@ class ImdsCredential(CredentialBase):
         **kwargs: Any,
     ) -> AccessToken:
         forced = bool(claims or force_refresh)
-        return ((not forced and self._fresh(scopes)) or self._fill(scopes, force_refresh=forced)).token
+        # As `_fresh`, but without a call: SDK clients pass here at each request of theirs.
+        try:
+            cached = self._entries[scopes].cached
+        except (KeyError, TypeError):
+            cached = None
+        if cached is not None and not forced and self._now() < cached.fresh_until:
+            return cached.token
+        return self._fill(scopes, force_refresh=forced).token
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         forced = has_claims(options)
