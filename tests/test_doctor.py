@@ -459,6 +459,15 @@ MACHINES += [
     ]
 ]
 MACHINES += [
+    Machine(
+        "an installed Guest Proxy Agent",
+        "in between",
+        "note",
+        "decides which processes may ask IMDS",
+        "ProxyAgentSettings",
+        usable=True,
+        files={**AZURE, "/usr/sbin/azure-proxy-agent": ""},
+    ),
     Machine("a request that is timed", "cost", "ok", "The request for the token took ", "Nothing", usable=True),
 ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from .._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
-from .._imds.hints import plainly_not_azure
+from .._imds.hints import has_proxy_agent, plainly_not_azure
 from .._source import VARIABLES, ManagedIdentitySource, source_and_evidence
 
 # https://learn.microsoft.com/azure/storage/common/storage-use-azcopy-authorize-managed-identity and
@@ -146,6 +146,14 @@ def signs(around: Surroundings, endpoint: str | None) -> Iterator[Finding]:
     yield from _leftovers(around)
     yield _endpoint(around, endpoint)
     yield _place(around)
+    if has_proxy_agent(around.exists):
+        yield Finding(
+            "in between",
+            "note",
+            "The Guest Proxy Agent of Metadata Security Protocol is installed here: it decides which processes may ask "
+            "IMDS.",
+            "Nothing, unless IMDS refuses this process: then see the agent's rules (ProxyAgentSettings of the VM).",
+        )
     yield from _proxies(around)
     yield from _other_readers(around)
 
