@@ -46,7 +46,7 @@ def test_a_new_token_lasts_a_day(imds: ImdsEmulator) -> None:
     assert token["expires_in"] == token["ext_expires_in"] == "86399"
 
 
-def test_the_same_token_with_less_time_left(imds: ImdsEmulator) -> None:
+def test_same_token(imds: ImdsEmulator) -> None:
     """Until its end a token is handed out again: nothing but expires_in moves."""
     first = ask(imds)
     imds.advance(50_000)
@@ -55,7 +55,7 @@ def test_the_same_token_with_less_time_left(imds: ImdsEmulator) -> None:
     assert len(imds.tokens) == 1
 
 
-def test_a_token_that_ended_is_replaced(imds: ImdsEmulator) -> None:
+def test_expired_token(imds: ImdsEmulator) -> None:
     """At its end a token makes room for a new one with a whole life, never for one without any time left."""
     first = ask(imds)
     imds.advance(86398)
@@ -65,7 +65,7 @@ def test_a_token_that_ended_is_replaced(imds: ImdsEmulator) -> None:
     assert imds.tokens[0] == first["access_token"] != imds.tokens[1]
 
 
-def test_when_a_token_is_renewed_can_be_chosen() -> None:
+def test_renew_before() -> None:
     """With `renew_before`, a token is replaced so many seconds before its end; `token_lifetime` says when that is."""
     with ImdsEmulator(clock=lambda: NOON, token_lifetime=3600, renew_before=600) as imds:
         assert ask(imds)["expires_in"] == "3599"
@@ -75,7 +75,7 @@ def test_when_a_token_is_renewed_can_be_chosen() -> None:
         assert ask(imds)["expires_in"] == "3599"
 
 
-def test_one_token_for_each_identity_and_resource() -> None:
+def test_one_token_each() -> None:
     """Identity and resource, as written, are the key of the emulator's cache."""
     other = UserAssigned()
     with ImdsEmulator([SystemAssigned(), other]) as imds:
@@ -90,8 +90,8 @@ def test_one_token_for_each_identity_and_resource() -> None:
         assert imds.tokens == tokens
 
 
-def test_bypass_cache_gives_a_new_token(imds: ImdsEmulator) -> None:
-    """bypass_cache=true gives a new token even in the same second, and everybody gets that one from then on."""
+def test_bypass_cache(imds: ImdsEmulator) -> None:
+    """bypass_cache=true gives a new token even in the same second, and that one is handed out from then on."""
     old = ask(imds)["access_token"]
     new = ask(imds, "&bypass_cache=true")["access_token"]
     assert new != old
@@ -105,7 +105,7 @@ def test_renewed_tokens_are_new(imds: ImdsEmulator) -> None:
     assert ask(imds)["access_token"] != old
 
 
-def test_issue_token_gives_a_token_nobody_asked_for(imds: ImdsEmulator) -> None:
+def test_issue_token(imds: ImdsEmulator) -> None:
     """A token of any identity can be had for an answer that is wrong on purpose; it counts as issued."""
     stranger = UserAssigned("stranger")
     token = imds.issue_token("https://vault.azure.net", stranger)
@@ -114,7 +114,7 @@ def test_issue_token_gives_a_token_nobody_asked_for(imds: ImdsEmulator) -> None:
     assert token in imds.tokens
 
 
-def test_any_validator_accepts_the_tokens() -> None:
+def test_validators_accept() -> None:
     """PyJWT's own JWKS client validates a token with nothing but the published configuration."""
     with ImdsEmulator() as imds:
         token = ask(imds, resource="api://my-api")["access_token"]
@@ -131,7 +131,7 @@ def test_any_validator_accepts_the_tokens() -> None:
         assert imds.openid_configuration_url.startswith(imds.endpoint)
 
 
-def test_a_forged_token_is_not_accepted(imds: ImdsEmulator) -> None:
+def test_forged_token(imds: ImdsEmulator) -> None:
     """A token whose claims were changed does not fit the published key: the signatures are real."""
     header, claims, signature = ask(imds)["access_token"].split(".")
     flipped = claims[:-2] + ("AA" if claims[-2:] != "AA" else "BB")
@@ -152,7 +152,7 @@ def test_twenty_requests_a_second() -> None:
         assert exchange(imds.endpoint).status == 200
 
 
-def test_five_requests_a_second_elsewhere() -> None:
+def test_five_a_second_elsewhere() -> None:
     """The other categories take 5 requests a second, counted apart."""
     with ImdsEmulator(throttle=True, clock=lambda: NOON) as imds:
         statuses = [exchange(imds.endpoint, "/metadata/versions").status for _ in range(6)]
@@ -173,7 +173,7 @@ def test_five_at_once() -> None:
         assert exchange(imds.endpoint).status == 200
 
 
-def test_five_at_once_of_its_own_category() -> None:
+def test_five_at_once_by_category() -> None:
     """Requests of other categories take none of the five places."""
     with ImdsEmulator(throttle=True) as imds, ThreadPoolExecutor(10) as threads:
         release = threading.Event()
@@ -187,7 +187,7 @@ def test_five_at_once_of_its_own_category() -> None:
         assert [answer.result().status for answer in held] == [200] * 8
 
 
-def test_refused_requests_take_no_place() -> None:
+def test_refused_do_not_count() -> None:
     """Refused requests, whose answers take time as well, are none of the five: these leave, and there is a place."""
     request = f"GET {TOKEN_TARGET} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\n\r\n".encode()
     with ImdsEmulator(throttle=True, latency=60, clock=lambda: NOON) as imds, ExitStack() as connections:
@@ -230,7 +230,7 @@ def test_no_limits_unless_asked(imds: ImdsEmulator) -> None:
     assert {exchange(imds.endpoint).status for _ in range(40)} == {200}
 
 
-def test_latency_makes_answers_take_time() -> None:
+def test_latency() -> None:
     """`latency` delays every answer, side by side and not one after the other."""
     with ImdsEmulator(latency=0.2) as imds, ThreadPoolExecutor(20) as threads:
         with pytest.raises(TimeoutError):
@@ -250,7 +250,7 @@ def test_the_journal_knows_what_came(imds: ImdsEmulator) -> None:
     assert (request.header("METADATA"), request.header("Accept")) == ("true", None)
 
 
-def test_probes_are_told_from_token_requests(imds: ImdsEmulator) -> None:
+def test_probes(imds: ImdsEmulator) -> None:
     """`requests` has everything, `token_requests` what asked for a token with the header that probes leave out."""
     exchange(imds.endpoint, TOKEN_TARGET, {"Connection": "close"})
     exchange(imds.endpoint)
@@ -259,7 +259,7 @@ def test_probes_are_told_from_token_requests(imds: ImdsEmulator) -> None:
     assert [request.header("Metadata") for request in imds.token_requests] == ["true"]
 
 
-def test_a_failed_count_shows_all_requests(imds: ImdsEmulator) -> None:
+def test_failed_count(imds: ImdsEmulator) -> None:
     """The message of a failed assert says what was expected and lists all that came and what became of it."""
     imds.script(faults.status(410))
     exchange(imds.endpoint)
@@ -322,7 +322,7 @@ def test_counting_requests(imds: ImdsEmulator) -> None:
         imds.wait_for_requests(1, timeout=0.01)
 
 
-def test_emulators_do_not_share_anything() -> None:
+def test_separate_emulators() -> None:
     """Several emulators run side by side, each with its own port, identities, tokens, faults and journal."""
     with ImdsEmulator() as one, ImdsEmulator([UserAssigned()]) as two:
         two.script(faults.status(500))
@@ -342,7 +342,7 @@ def test_a_hundred_at_once(imds: ImdsEmulator) -> None:
     imds.assert_requests(300)
 
 
-def test_close_frees_the_port_and_cuts_connections() -> None:
+def test_close() -> None:
     """After `close` nothing listens, open connections are over, and the port can be taken again; again is harmless."""
     imds = ImdsEmulator().start()
     port = imds.port
@@ -358,7 +358,7 @@ def test_close_frees_the_port_and_cuts_connections() -> None:
         assert again.port == port
 
 
-def test_an_emulator_that_is_not_running_says_so() -> None:
+def test_not_running() -> None:
     """The endpoint of an emulator that was not started is an error that says what to do."""
     imds = ImdsEmulator()
     with pytest.raises(RuntimeError, match="use it in a `with` block"):
@@ -368,7 +368,7 @@ def test_an_emulator_that_is_not_running_says_so() -> None:
         assert repr(imds) == f"<ImdsEmulator vm {imds.endpoint}>"
 
 
-def test_a_port_that_is_taken_is_an_error() -> None:
+def test_taken_port() -> None:
     """Two emulators cannot have the same port: the second says so when it starts."""
     with ImdsEmulator() as imds, pytest.raises(OSError, match="in use"):
         ImdsEmulator(port=imds.port).start()
@@ -389,16 +389,14 @@ def test_a_port_that_is_taken_is_an_error() -> None:
     ],
     ids=lambda value: None if callable(value) else str(value)[:40],
 )
-def test_mistakes_of_the_tester_are_said_to_the_tester(
-    mistake: Callable[[Any], object], error: type[Exception], said: str
-) -> None:
+def test_mistakes_are_raised(mistake: Callable[[Any], object], error: type[Exception], said: str) -> None:
     """What is no fault, no identity and no share is refused where it is given, not on the server's thread."""
     with ImdsEmulator() as imds, pytest.raises(error, match=said):
         mistake(imds)
 
 
 @pytest.mark.parametrize("name", [name for name in faults.__all__ if name.islower()])
-def test_each_fault_of_the_kit_is_taken_once_it_is_made(name: str) -> None:
+def test_uncalled_faults(name: str) -> None:
     """Those that are faults are taken as they are, those that make faults say that they want to be called."""
     as_it_is = name in ("chunked", "forwarded_by_proxy_agent", "gzipped", "hang", "ok")
     with ImdsEmulator() as imds, nullcontext() if as_it_is else pytest.raises(TypeError, match=name):
@@ -465,9 +463,7 @@ NUMBERS: list[tuple[Callable[[ImdsEmulator, Any], object], str, tuple[object, ..
         for value in values
     ],
 )
-def test_a_number_that_is_none_is_refused_by_name(
-    imds: ImdsEmulator, give: Callable[[ImdsEmulator, Any], object], said: str, value: Any
-) -> None:
+def test_bad_numbers(imds: ImdsEmulator, give: Callable[[ImdsEmulator, Any], object], said: str, value: Any) -> None:
     """What is negative, endless, NaN, a bool or text where it must not be is refused at once; nothing changes by it."""
     right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
     whole = right_type and (isinstance(value, int) or "whole" not in said)
@@ -482,7 +478,7 @@ def test_a_number_that_is_none_is_refused_by_name(
     ("host", "error"),
     [("nowhere", ValueError), ("", ValueError), ("127.0.0.1:80", ValueError), (b"::1", TypeError), (1, TypeError)],
 )
-def test_a_host_that_is_no_address_is_refused_by_name(emulator: Any, host: Any, error: type[Exception]) -> None:
+def test_bad_host(emulator: Any, host: Any, error: type[Exception]) -> None:
     """No name is looked up; the message says what is expected."""
     expected = f"host must be an IP address such as 127.0.0.1, or localhost, got {host!r}"
     with pytest.raises(error, match=f"^{re.escape(expected)}$"):
@@ -491,8 +487,8 @@ def test_a_host_that_is_no_address_is_refused_by_name(emulator: Any, host: Any, 
 
 @pytest.mark.filterwarnings("ignore::azure_imds_credential.testing.RealTokensWarning")
 @pytest.mark.parametrize("emulator", [ImdsEmulator, AzureCliEmulator])
-def test_localhost_is_loopback_whatever_the_machine_says(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`localhost` is 127.0.0.1, and nobody is asked, neither a file of hosts nor a name server."""
+def test_localhost(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` is 127.0.0.1, and neither a file of hosts nor a name server is asked."""
 
     def asked(*_: Any) -> Any:
         raise AssertionError("the name was looked up")
@@ -532,14 +528,14 @@ with ImdsEmulator() as imds:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_leaves_the_emulator_alone() -> None:
+def test_forked_child() -> None:
     """A child that leaves the `with` block it was born in ends at once, and its parent's emulator goes on."""
     command = [sys.executable, "-c", FORKING]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_nothing_is_imported_before_it_is_used() -> None:
+def test_lazy_imports() -> None:
     """Importing the kit, its emulator and its plugin loads neither cryptography nor vcrpy, msal or an HTTP stack."""
     program = (
         "import sys, azure_imds_credential.testing as t; t.ImdsEmulator; t.faults;"
@@ -562,7 +558,7 @@ for name, library in {"ImdsEmulator": "cryptography", "imds_vcr": "vcr", "VaultD
 """
 
 
-def test_what_is_not_installed_is_said() -> None:
+def test_missing_library() -> None:
     """An aid whose library is missing names the extra that brings it."""
     done = subprocess.run([sys.executable, "-c", LACKING], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
@@ -573,7 +569,7 @@ def test_what_is_not_installed_is_said() -> None:
         assert line.startswith(f"{name} needs {library}, which the extra [testing] of azure-imds-credential installs")
 
 
-def test_identities_are_the_same_in_every_run() -> None:
+def test_stable_identities() -> None:
     """Fake names are derived from the identity's own, so that failures look the same each time; any can be given."""
     assert SystemAssigned() == SystemAssigned()
     assert UserAssigned("a") == UserAssigned("a") != UserAssigned("b")

@@ -73,7 +73,7 @@ def headers(imds: AzureCliEmulator, **more: str | None) -> dict[str, str]:
     return {k.replace("_", "-"): v for k, v in {**plain, **more}.items() if v is not None}
 
 
-def test_the_token_of_the_cli_in_imds_form(imds: AzureCliEmulator, az: Az) -> None:
+def test_token_in_imds_form(imds: AzureCliEmulator, az: Az) -> None:
     """The developer's token comes with the eight members of a virtual machine, all strings, and its real expiry."""
     answer = exchange(imds.endpoint, headers=headers(imds))
     assert answer.json == {
@@ -98,7 +98,7 @@ def test_older_versions_of_the_cli(imds: AzureCliEmulator, az: Az) -> None:
     assert exchange(imds.endpoint, headers=headers(imds)).json["expires_on"] == str(int(NOON) + 3600)
 
 
-def test_the_developer_stands_in_for_any_identity(imds: AzureCliEmulator) -> None:
+def test_any_identity(imds: AzureCliEmulator) -> None:
     """A program that asks for its user-assigned identity by client ID works with the developer's token."""
     asked_for = UserAssigned("production").client_id
     answer = exchange(imds.endpoint, f"{TOKEN_TARGET}&client_id={asked_for}", headers(imds))
@@ -151,7 +151,7 @@ def test_names_of_this_machine(imds: AzureCliEmulator, name: str) -> None:
         ("/", 404),
     ],
 )
-def test_nothing_but_a_good_token_request(imds: AzureCliEmulator, az: Az, target: str, status: int) -> None:
+def test_refused_requests(imds: AzureCliEmulator, az: Az, target: str, status: int) -> None:
     """Bad queries and other paths are refused, and nothing reaches az that a command interpreter could read."""
     assert exchange(imds.endpoint, target, headers(imds)).status == status
     assert exchange(imds.endpoint, TOKEN_TARGET, headers(imds), method="POST").status == 405
@@ -159,7 +159,7 @@ def test_nothing_but_a_good_token_request(imds: AzureCliEmulator, az: Az, target
 
 
 @pytest.mark.parametrize("changed", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}])
-def test_strangers_bodies_are_not_read(imds: AzureCliEmulator, changed: dict[str, str | None]) -> None:
+def test_refused_by_head(imds: AzureCliEmulator, changed: dict[str, str | None]) -> None:
     """Pages and rebound names are refused by the head of their request, while its body is still to come."""
     more: dict[str, str | None] = {"Content_Length": "1000", "Connection": None}
     assert exchange(imds.endpoint, headers=headers(imds, **more, **changed), method="POST").status == 403
@@ -264,7 +264,7 @@ def test_one_az_for_many(imds: AzureCliEmulator, az: Az) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "169.254.169.254", "192.168.1.2"])
-def test_other_addresses_are_not_served(host: str) -> None:
+def test_other_addresses_refused(host: str) -> None:
     """Real tokens are not handed out on an address that other machines reach."""
     with pytest.raises(ValueError, match="not a loopback address"):
         AzureCliEmulator(host=host)
@@ -294,7 +294,7 @@ with AzureCliEmulator(bridge="br7", fetch=lambda r: {"accessToken": "t", "expire
 
 
 def test_a_bridge_of_this_machine() -> None:
-    """On a bridge, the containers of its network are answered, and nobody else."""
+    """On a bridge, the containers of its network are answered, and no others."""
     if not sys.platform.startswith("linux") or shutil.which("unshare") is None or shutil.which("ip") is None:
         pytest.skip("needs Linux with unshare and ip")
     steps = (
@@ -372,14 +372,14 @@ def test_run_until_it_is_over(source: Any) -> None:
     assert len(said) == 1
 
 
-def test_a_bridge_is_for_real_tokens_only() -> None:
+def test_bridge_needs_source() -> None:
     """A bridge without the Azure CLI is a mistake and said so."""
     with pytest.raises(ValueError, match="a bridge is for tokens of the Azure CLI"):
         run_emulator(bridge="docker0")
 
 
-def test_a_burst_of_signals_ends_it_as_well() -> None:
-    """Supervisors repeat themselves: signals that come while one is handled hang nobody."""
+def test_burst_of_signals() -> None:
+    """Supervisors repeat themselves: signals that come while one is handled do no harm."""
     with _run_emulator._interruptions() as came:
         for _ in range(200):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -206,7 +206,7 @@ def test_answers_as_recorded(name: str) -> None:
     assert sorted(differences(recorded, answer, wire_order=CASES[name].wire_order)) == sorted(CASES[name].differs)
 
 
-def test_docker_desktop_speaks_http_1_0() -> None:
+def test_docker_desktop() -> None:
     """Docker Desktop's 403 comes as HTTP/1.0 with the message in place of the reason phrase, as captured."""
     answer = produced(
         CASES["docker-desktop-403-unreachable-network"], capture("docker-desktop-403-unreachable-network")
@@ -221,7 +221,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_tokens_have_the_claims_of_real_ones(name: str) -> None:
+def test_token_claims(name: str) -> None:
     """The claims of a token are those of a captured one in name, order, type and relation to each other."""
     identity, not_shown = CLAIMS[name]
     theirs = capture(name)["payload"]
@@ -240,7 +240,7 @@ def test_tokens_have_the_claims_of_real_ones(name: str) -> None:
     assert ours["xms_mirid"].split("/providers/")[1].rsplit("/", 1)[0] == kind
 
 
-def test_token_header_has_the_members_of_a_real_one() -> None:
+def test_token_header() -> None:
     """The header of a token has the members of the captured one, in its order, and names a key once more as x5t."""
     theirs = capture("jwt-claims-vm-uami-2024-08-06")["header"]
     with ImdsEmulator() as imds:
@@ -251,5 +251,5 @@ def test_token_header_has_the_members_of_a_real_one() -> None:
 
 
 def test_every_capture_is_in_a_table() -> None:
-    """No capture is left out without anybody noticing."""
+    """Every capture is in a table of these tests."""
     assert {path.stem for path in CAPTURES.glob("*.json")} == {*CASES, *CLAIMS}

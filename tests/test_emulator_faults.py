@@ -87,7 +87,7 @@ def test_a_window_of_time(imds: ImdsEmulator) -> None:
     assert exchange(imds.endpoint).status == 200
 
 
-def test_faults_until_they_are_cleared(imds: ImdsEmulator) -> None:
+def test_clear_faults(imds: ImdsEmulator) -> None:
     """A window without end lasts until `clear_faults`, which stops random ones as well."""
     imds.script(faults.status(500), seconds=math.inf)
     imds.random_faults(faults.status(503), rate=1, seed=1)
@@ -104,7 +104,7 @@ def test_faults_of_another_path(imds: ImdsEmulator) -> None:
     assert exchange(imds.endpoint, "/metadata/versions").status == 500
 
 
-def test_random_faults_repeat_with_their_seed() -> None:
+def test_random_faults() -> None:
     """The same seed gives the same sequence, another one another; the rate is about the share that goes wrong."""
 
     def sequence(seed: int) -> list[int]:
@@ -132,7 +132,7 @@ def test_silence(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
-def test_clients_that_gave_up_do_not_count() -> None:
+def test_clients_that_gave_up() -> None:
     """An answer that hangs is over when its client is gone: it is no longer one of the five at once."""
     with ImdsEmulator(throttle=True) as imds:
         imds.script(*[faults.hang] * 5)
@@ -159,7 +159,7 @@ def test_closing_ends_what_hangs() -> None:
         assert time.monotonic() - started < 30, "an answer that drips, or a restart, takes 60 s"
 
 
-def test_a_held_answer_comes_when_it_is_let_go(imds: ImdsEmulator) -> None:
+def test_held_answer(imds: ImdsEmulator) -> None:
     """An answer is held back until the test says so: concurrency without sleeping."""
     release = threading.Event()
     imds.script(faults.hold(release))
@@ -229,7 +229,7 @@ def test_what_other_servers_answer(imds: ImdsEmulator) -> None:
     assert localised.status_line.endswith("Et forsøk ble gjort.")
 
 
-def test_members_replaced_and_left_out(imds: ImdsEmulator) -> None:
+def test_members(imds: ImdsEmulator) -> None:
     """Members of the answer can be changed in type and value, added, or left out; the order of the rest stays."""
     answer = met(imds, faults.members(expires_in=3600, client_id=None, extra=[1]))
     assert list(answer.json) == [
@@ -276,9 +276,7 @@ def test_a_fault_of_your_own(imds: ImdsEmulator) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_fault_that_fails_ends_its_connection(
-    imds: ImdsEmulator, waits: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_fault(imds: ImdsEmulator, waits: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A mistake in a fault of your own is logged and ends that connection instead of hanging the client."""
 
     def broken(_reply: faults.Reply) -> faults.Steps:
@@ -306,7 +304,7 @@ def test_nothing_listens(imds: ImdsEmulator) -> None:
     assert imds.requests[0].answered == "hang"
 
 
-def test_down_cuts_connections_that_were_only_just_made(imds: ImdsEmulator) -> None:
+def test_down_cuts_new_connections(imds: ImdsEmulator) -> None:
     """A connection that was accepted but not looked at yet is cut as well: inside `down` there is none."""
     release = threading.Event()
 
@@ -360,7 +358,7 @@ def test_endless_answers(imds: ImdsEmulator, kind: str) -> None:
     assert any(repeated[:-period] == repeated[period:] for period in range(1, 100))
 
 
-def test_an_unknown_kind_of_endless_answer() -> None:
+def test_unknown_endless_kind() -> None:
     """A kind that does not exist is refused with those that do."""
     with pytest.raises(ValueError, match=r"kind must be one of 100 Continue, .*; got 'bodies'"):
         faults.endless("bodies")

@@ -57,7 +57,7 @@ def imds() -> Any:
         (f"{PATH}?api-version=latest&{VAULT}", "Unsupported api-version"),
     ],
 )
-def test_bad_queries_are_invalid_requests(imds: ImdsEmulator, target: str, description: str) -> None:
+def test_bad_queries(imds: ImdsEmulator, target: str, description: str) -> None:
     """A query that breaks a rule is a 400 in the one shape of the identity category, compact, with the rule's words."""
     answer = exchange(imds.endpoint, target)
     assert (answer.status, answer.reason) == (400, "Bad Request")
@@ -74,14 +74,14 @@ def test_bad_queries_are_invalid_requests(imds: ImdsEmulator, target: str, descr
         (with_headers(Metadata="true", x_forwarded_for=""), "X-Forwarded-For header is not allowed"),
     ],
 )
-def test_bad_headers_are_invalid_requests(imds: ImdsEmulator, headers: dict[str, str], description: str) -> None:
+def test_bad_headers(imds: ImdsEmulator, headers: dict[str, str], description: str) -> None:
     """Metadata must be "true" in lower case, and nothing may have been forwarded."""
     answer = exchange(imds.endpoint, GOOD, headers)
     assert answer.status == 400
     assert answer.json == {"error": "invalid_request", "error_description": description}
 
 
-def test_the_header_is_judged_before_the_query(imds: ImdsEmulator) -> None:
+def test_header_before_query(imds: ImdsEmulator) -> None:
     """The probe of @azure/identity, with neither header nor query, is told about the header."""
     assert exchange(imds.endpoint, PATH, with_headers()).json["error_description"] == NO_HEADER
 
@@ -136,7 +136,7 @@ def test_good_queries_in_any_form(imds: ImdsEmulator, order: str) -> None:
         ([A], f"object_id={A.client_id}", NOT_FOUND),
     ],
 )
-def test_which_identity_a_request_means(has: list[Any], query: str, means: Any) -> None:
+def test_selected_identity(has: list[Any], query: str, means: Any) -> None:
     """Each selector names an identity; without one it is the system-assigned, else the only one, else ambiguous."""
     with ImdsEmulator(has) as imds:
         answer = exchange(imds.endpoint, f"{GOOD}&{query}" if query else GOOD)
@@ -148,7 +148,7 @@ def test_which_identity_a_request_means(has: list[Any], query: str, means: Any) 
         assert (claims["appid"], claims["oid"]) == (means.client_id, means.object_id)
 
 
-def test_container_instances_do_not_observe_the_alias() -> None:
+def test_container_instances_alias() -> None:
     """On Container Instances mi_res_id means nothing, so that two identities stay ambiguous; msi_res_id works."""
     with ImdsEmulator([A, B], profile="aci") as imds:
         assert exchange(imds.endpoint, f"{GOOD}&mi_res_id={A.resource_id}").body.startswith(b"Received invalid token.")
@@ -157,7 +157,7 @@ def test_container_instances_do_not_observe_the_alias() -> None:
 
 
 @pytest.mark.parametrize("resource", ["https://vault.azure.net/", "https://vault.azure.net"])
-def test_the_resource_comes_back_as_it_was_asked(imds: ImdsEmulator, resource: str) -> None:
+def test_resource_is_echoed(imds: ImdsEmulator, resource: str) -> None:
     """A trailing slash is kept in the answer and in the token's audience."""
     answer = exchange(imds.endpoint, f"{PATH}?{VERSION}&resource={resource}").json
     assert answer["resource"] == resource
@@ -175,9 +175,7 @@ def test_the_resource_comes_back_as_it_was_asked(imds: ImdsEmulator, resource: s
         (["https://vault.azure.net"], "https://storage.azure.com", 400),
     ],
 )
-def test_unknown_resources_are_refused_in_the_words_of_entra(
-    known: list[str] | None, resource: str, status: int
-) -> None:
+def test_unknown_resource(known: list[str] | None, resource: str, status: int) -> None:
     """A resource that does not exist gives AADSTS500011 with the members that Entra adds."""
     with ImdsEmulator(known_resources=known) as imds:
         answer = exchange(imds.endpoint, f"{PATH}?{VERSION}&resource={resource}")
@@ -211,7 +209,7 @@ def test_identities_come_and_go(imds: ImdsEmulator) -> None:
     ],
 )
 @pytest.mark.parametrize("headers", [None, with_headers()])
-def test_other_identity_paths_do_not_exist(imds: ImdsEmulator, path: str, headers: dict[str, str] | None) -> None:
+def test_other_identity_paths(imds: ImdsEmulator, path: str, headers: dict[str, str] | None) -> None:
     """The v2 paths answer 404 even to their probes, which carry no header: this machine speaks v1 only."""
     answer = exchange(imds.endpoint, path, headers)
     assert (answer.status, answer.body) == (404, b'{"error":"Not Found"}')
@@ -221,7 +219,7 @@ def instance(imds: ImdsEmulator, path: str) -> Raw:
     return exchange(imds.endpoint, f"/metadata/{path}")
 
 
-def test_instance_document_is_made_of_strings(imds: ImdsEmulator) -> None:
+def test_instance_document(imds: ImdsEmulator) -> None:
     """Every primitive of the instance document is a string, as documented."""
 
     def primitives(node: Any) -> Any:
@@ -287,7 +285,7 @@ def test_wrong_instance_requests(imds: ImdsEmulator, path: str, status: int) -> 
 
 
 @pytest.mark.parametrize("path", ["instance?api-version=2021-02-01", "versions"])
-def test_the_header_rules_hold_for_the_instance_category(imds: ImdsEmulator, path: str) -> None:
+def test_instance_header_rules(imds: ImdsEmulator, path: str) -> None:
     """Without the header the instance category answers in its own shape, spaces included; forwarding is refused."""
     missing = exchange(imds.endpoint, f"/metadata/{path}", with_headers())
     assert missing.body == b'{ "error": "Bad request: . Required metadata header not specified" }'
@@ -407,7 +405,7 @@ def test_leading_slashes(imds: ImdsEmulator, slashes: str) -> None:
     assert {request.path for request in imds.requests} == {PATH}
 
 
-def test_connections_are_kept_and_requests_queue_up(imds: ImdsEmulator) -> None:
+def test_kept_connections(imds: ImdsEmulator) -> None:
     """Requests that come together on one connection are answered one after the other; a body of a POST is skipped."""
     request = f"GET {GOOD} HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\n\r\n"
     post = "POST /metadata/versions HTTP/1.1\r\nHost: imds\r\nMetadata: true\r\nContent-Length: 3\r\n\r\nabc"

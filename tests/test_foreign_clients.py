@@ -97,7 +97,7 @@ def test_azure_identity_in_a_chain(imds: ImdsEmulator) -> None:
         assert credential.get_token(SCOPE).token == imds.tokens[0]
 
 
-def test_azure_identity_retries_through_faults(imds: ImdsEmulator) -> None:
+def test_azure_identity_retries(imds: ImdsEmulator) -> None:
     """A scripted fault is one that azure-identity's own retries know: it asks again and gets its token."""
     imds.script(faults.status(500))
     with ManagedIdentityCredential(retry_backoff_factor=0.01) as credential:

@@ -52,7 +52,7 @@ def test_a_credential_in_one_line(run: Any) -> None:
     ).assert_outcomes(passed=1)
 
 
-def test_each_test_starts_without_tokens(run: Any) -> None:
+def test_no_tokens_of_others(run: Any) -> None:
     """A token of one test serves no other one, although every credential of the process shares a cache."""
     run(
         """
@@ -84,7 +84,7 @@ def test_each_test_starts_without_tokens(run: Any) -> None:
     ).assert_outcomes(passed=8)
 
 
-def test_code_that_makes_its_own_credential(run: Any) -> None:
+def test_own_credential(run: Any) -> None:
     """The environment leads any credential to the emulator."""
     run(
         """
@@ -171,7 +171,7 @@ def test_a_failing_count_reads_well(run: Any) -> None:
     )
 
 
-def test_no_network_means_loopback_only(run: Any) -> None:
+def test_no_network(run: Any) -> None:
     """Other addresses and all names are refused, by parsed address; loopback in any spelling works."""
     run(
         """
@@ -365,7 +365,7 @@ def test_no_network_sees_proxies(run: Any) -> None:
     result.assert_outcomes(passed=6 + 15 + 2 + 4 + 1)
 
 
-def test_the_real_shared_cache_is_left_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_shared_cache(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No fixture writes a token where processes of the user share theirs, finds one there, or empties it."""
     if not sys.platform.startswith("linux") or not os.access("/dev/shm", os.W_OK):
         pytest.skip("tokens are shared where Linux has /dev/shm")
@@ -471,7 +471,7 @@ REPLAYED = """
 """
 
 
-def test_a_recording_is_found_by_the_name_of_the_test(run: Any, pytester: pytest.Pytester) -> None:
+def test_recording_by_test_name(run: Any, pytester: pytest.Pytester) -> None:
     """The recording of a test lies in recordings/MODULE/TEST.yaml beside it, and is replayed without any network."""
     target = pytester.path / "recordings" / "test_user" / "test_replayed.yaml"
     target.parent.mkdir(parents=True)
@@ -479,7 +479,7 @@ def test_a_recording_is_found_by_the_name_of_the_test(run: Any, pytester: pytest
     run(REPLAYED.format(marker="")).assert_outcomes(passed=1)
 
 
-def test_tests_of_classes_and_parameters_have_recordings_of_their_own(run: Any, pytester: pytest.Pytester) -> None:
+def test_recording_names(run: Any, pytester: pytest.Pytester) -> None:
     """Two tests share no recording: the class is part of its name, and a parameter cannot lead to another folder."""
     run(
         """
@@ -523,14 +523,14 @@ def test_a_recording_can_be_named(run: Any) -> None:
     run(REPLAYED.format(marker=marker)).assert_outcomes(passed=1)
 
 
-def test_a_missing_recording_says_how_to_make_it(run: Any) -> None:
+def test_missing_recording(run: Any) -> None:
     """Without a recording the test is an error that says how one is made; nothing is sent."""
     result = run(REPLAYED.format(marker=""))
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E*FileNotFoundError: no recording *test_user*test_replayed.yaml*"])
 
 
-def test_a_recording_is_made_on_request(run: Any, pytester: pytest.Pytester) -> None:
+def test_recording_on_request(run: Any, pytester: pytest.Pytester) -> None:
     """With --imds-record=once the test asks whatever IMDS there is; the next run replays that, with it gone."""
     source = """
         import os
@@ -548,7 +548,7 @@ def test_a_recording_is_made_on_request(run: Any, pytester: pytest.Pytester) -> 
     run(source.format(requests=0)).assert_outcomes(passed=1)
 
 
-def test_the_markers_and_fixtures_are_listed(run: Any) -> None:
+def test_listed_by_pytest(run: Any) -> None:
     """`pytest --markers` and `--fixtures` show what the plugin offers, each with its explanation."""
     run("", "--markers").stdout.fnmatch_lines(["@pytest.mark.imds(*", "@pytest.mark.imds_recording(path): *"])
     run("", "--fixtures").stdout.fnmatch_lines_random(

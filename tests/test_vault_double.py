@@ -85,14 +85,12 @@ def test_the_async_client_reads_a_secret(vault: VaultDouble) -> None:
         ({**GOOD, "nbf": NOW + 3600}, 401),
     ],
 )
-def test_only_a_token_for_key_vault_that_is_valid_now_opens_it(
-    vault: VaultDouble, claims: dict[str, object], status: int
-) -> None:
+def test_refused_tokens(vault: VaultDouble, claims: dict[str, object], status: int) -> None:
     """Audience and time of the token are checked, its signature is not."""
     assert get(vault, token=dummy_token(claims)).status_code == status
 
 
-def test_the_challenge_has_the_form_of_a_vaults(vault: VaultDouble) -> None:
+def test_challenge(vault: VaultDouble) -> None:
     """Status, challenge and error as a real vault sent them on 2022-03-25, but for the tenant."""
     answer = get(vault)
     assert answer.status_code == 401
@@ -107,7 +105,7 @@ def test_the_challenge_has_the_form_of_a_vaults(vault: VaultDouble) -> None:
     }
 
 
-def test_a_secret_has_the_members_of_a_vaults(vault: VaultDouble) -> None:
+def test_secret_members(vault: VaultDouble) -> None:
     """Members and attributes of a secret, in the order in which a real vault sent them on 2022-03-25."""
     secret = get(vault, token=dummy_token(GOOD)).json()
     assert list(secret) == ["value", "id", "attributes"]
@@ -129,7 +127,7 @@ def test_what_is_not_there_is_refused(vault: VaultDouble, target: str, status: i
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-def test_nothing_else_is_reached_through_its_proxy(vault: VaultDouble) -> None:
+def test_proxy_forwards_nothing(vault: VaultDouble) -> None:
     """The proxy answers for its vault only: it forwards nothing."""
     with pytest.raises(requests.exceptions.ProxyError, match="502"):
         requests.get("https://other.vault.azure.net", proxies={"https": vault.proxy}, timeout=10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LONGEST = 30 * 86400  # seconds that anybody waits: more is a mistake, and more than locks can wait on some platforms
+LONGEST = 30 * 86400  # seconds to wait: more is a mistake, and more than locks can wait on some platforms
 CENTURY = 36525 * 86400  # seconds by which a clock moves, so that it still shows a date that HTTP can write
 
 

@@ -1,4 +1,4 @@
-"""A double of Key Vault, just good enough for `SecretClient` to read a secret. It is not Azure, nor anybody's emulator.
+"""A double of Key Vault, just good enough for `SecretClient` to read a secret. It is not Azure.
 
 What it answers follows sessions with a real vault that the tests of Azure's own SDK recorded: the challenge, the
 secret and their headers from 2022-03-25 (azure-sdk-for-python, tests/recordings of azure-keyvault-secrets 4.4.0).
@@ -25,7 +25,7 @@ _CHALLENGE = f'Bearer authorization="https://login.windows.net/{TENANT_ID}", res
 
 
 class VaultDouble(HostDouble):
-    """A vault with secrets that anyone may read who brings a token for Key Vault.
+    """A vault with secrets that a token for Key Vault opens.
 
     Clients reach it under its real-looking name, with certificate and challenge verified as on Azure, because it is an
     HTTP proxy on a loopback port: it answers in the name of the vault what is sent to the vault, and nothing else.
