@@ -86,7 +86,7 @@ def __dir__() -> list[str]:
 
 
 def forget_tokens() -> None:
-    """Empties the token cache of this process, so that the next `get_token` asks IMDS again."""
+    """Empty the token cache of this process, so that the next `get_token` asks IMDS again."""
     from azure_imds_credential._cache import token_cache
 
     token_cache.forget_tokens()

@@ -36,7 +36,7 @@ def run_emulator(
     log: Callable[[str], None] | None = None,
     until: threading.Event | None = None,
 ) -> None:
-    """Runs an emulator until it is interrupted (Ctrl+C, SIGTERM).
+    """Run an emulator until it is interrupted (Ctrl+C, SIGTERM).
 
     Args:
         identities: What the machine has; None: what the profile has.
@@ -89,7 +89,7 @@ def _after(last: Request | None, requests: list[Request]) -> list[Request]:
 
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; process 1 of a container ignores the latter unless it is handled.
+    """Collect SIGINT and SIGTERM; process 1 of a container ignores the latter unless it is handled.
 
     In a list: a handler runs between two steps of the main thread, which may hold the lock of an event just then.
     """

@@ -98,7 +98,7 @@ class ImdsEmulator:
     # The life of the server
 
     def start(self) -> ImdsEmulator:
-        """Starts to listen; `with` does it for you."""
+        """Start to listen; `with` does it for you."""
         if self._server is None:
             server = Server(self._host, self._port, self._imds.respond)
             server.start()
@@ -106,7 +106,7 @@ class ImdsEmulator:
         return self
 
     def close(self) -> None:
-        """Ends every connection and frees the port. May be called again."""
+        """End every connection and free the port. May be called again."""
         server, self._server = self._server, None
         if server is not None:
             server.stop()
@@ -125,7 +125,7 @@ class ImdsEmulator:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """Port that it listens on."""
         return self._running.port
 
     @property
@@ -155,7 +155,7 @@ class ImdsEmulator:
                 server.resume()
 
     def restart(self, refused: float = 0.5, wireserver: int = 1) -> None:
-        """Restarts as IMDS does; returns at once.
+        """Restart as IMDS does, and return at once.
 
         Args:
             refused: Seconds for which connections are refused.
@@ -177,11 +177,11 @@ class ImdsEmulator:
         return tuple(self._machine.identities)
 
     def assign(self, identity: Identity) -> None:
-        """Gives the machine one more identity."""
+        """Give the machine one more identity."""
         self._machine.identities = [*self._machine.identities, checked(identity)]
 
     def remove(self, identity: Identity) -> None:
-        """Takes an identity away from the machine."""
+        """Take an identity away from the machine."""
         self._machine.identities = [i for i in self._machine.identities if i != identity]
 
     @property
@@ -194,7 +194,7 @@ class ImdsEmulator:
         return self._tokens.issue(identity or self._machine.identities[0], resource, self.now()).value
 
     def renew_tokens(self) -> None:
-        """Forgets the tokens handed out so far: the next answers carry new ones."""
+        """Forget the tokens handed out so far: the next answers carry new ones."""
         self._tokens.renew()
 
     def now(self) -> float:
@@ -203,7 +203,7 @@ class ImdsEmulator:
         return (self._clock or time.time)() + self._advanced
 
     def advance(self, seconds: float) -> None:
-        """Puts the emulator's clock forward, or back."""
+        """Put the emulator's clock forward, or back."""
         self._advanced += checks.seconds("seconds", seconds, -checks.CENTURY, checks.CENTURY)
 
     # Faults
@@ -255,7 +255,7 @@ class ImdsEmulator:
         return self._imds.journal.wait_for(count, timeout)
 
     def assert_requests(self, count: int, **query: str | None) -> list[Request]:
-        """Fails unless exactly so many requests came; the message lists all that came.
+        """Fail unless exactly so many requests came; the message lists all that came.
 
         Args:
             count: How many.
@@ -267,5 +267,5 @@ class ImdsEmulator:
         return self._imds.journal.check(count, query)
 
     def clear_requests(self) -> None:
-        """Forgets the requests so far."""
+        """Forget the requests so far."""
         self._imds.journal.clear()

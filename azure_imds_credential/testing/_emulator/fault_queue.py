@@ -51,7 +51,7 @@ class Script:
         self._random: tuple[Sequence[Fault], float, random.Random] | None = None
 
     def add(self, path: str, faults: Sequence[Fault], now: float, seconds: float | None = None) -> None:
-        """Queues faults after those that are already there: for one request each, or for so many seconds from now."""
+        """Queue faults after those that are already there: for one request each, or for so many seconds from now."""
         _check(faults)
         until = None if seconds is None else now + checks.seconds("seconds", seconds, most=math.inf)
         with self._lock:

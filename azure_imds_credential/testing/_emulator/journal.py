@@ -47,13 +47,13 @@ class Journal:
         self._arrived = threading.Condition()
 
     def add(self, request: Request) -> None:
-        """Notes a request."""
+        """Note a request."""
         with self._arrived:
             self._requests.append(request)
             self._arrived.notify_all()
 
     def clear(self) -> None:
-        """Forgets what came so far."""
+        """Forget what came so far."""
         with self._arrived:
             self._requests.clear()
 

@@ -197,6 +197,6 @@ class TokenService:
             return kept
 
     def renew(self) -> None:
-        """Forgets the kept tokens: the next answers carry new ones."""
+        """Forget the kept tokens: the next answers carry new ones."""
         with self._lock:
             self._kept.clear()

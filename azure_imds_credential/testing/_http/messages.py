@@ -115,7 +115,7 @@ class Answer:
     server: str | None = field(default=SERVER)
 
     def reply(self, now: float) -> Reply:
-        """Adds the headers in the order of the newest capture (2026-02-07, /metadata/instance).
+        """Add the headers in the order of the newest capture (2026-02-07, /metadata/instance).
 
         Args:
             now: Epoch seconds, for `Date`.

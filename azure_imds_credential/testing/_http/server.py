@@ -85,13 +85,13 @@ class Server:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def start(self) -> None:
-        """Starts to answer; returns when the port accepts connections."""
+        """Start to answer, and return when the port accepts connections."""
         self._pid = os.getpid()
         self._thread.start()
         self._call(self._listen())
 
     def stop(self) -> None:
-        """Ends every connection and the thread. In a forked child, which has no thread, only lets go of the port."""
+        """End every connection and the thread. In a forked child, which has no thread, only let go of the port."""
         if os.getpid() != self._pid:
             self._bound.close()
             return
@@ -101,15 +101,15 @@ class Server:
         self._bound.close()
 
     def pause(self) -> None:
-        """Cuts every connection and refuses new ones; the port stays ours, bound to a socket that does not listen."""
+        """Cut every connection and refuse new ones; the port stays ours, bound to a socket that does not listen."""
         self._call(self._unlisten())
 
     def resume(self) -> None:
-        """Accepts connections again after `pause`."""
+        """Accept connections again after `pause`."""
         self._call(self._listen())
 
     def resume_later(self, seconds: float) -> None:
-        """Accepts connections again after some seconds; returns at once."""
+        """Accept connections again after some seconds, and return at once."""
 
         async def resume() -> None:
             await asyncio.sleep(seconds)

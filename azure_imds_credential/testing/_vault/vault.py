@@ -70,7 +70,7 @@ class VaultDouble(HostDouble):
         return Answer(status, headers, json.dumps(body, separators=(",", ":")).encode())
 
     def _found(self, request: Request) -> tuple[int, dict[str, Any]]:
-        """Status and body."""
+        """Return status and body."""
         authorization = request.headers.get("Authorization", "")
         claims = claims_of(authorization.removeprefix("Bearer ")) if authorization.startswith("Bearer ") else {}
         if not claims:
