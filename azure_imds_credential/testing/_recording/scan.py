@@ -253,25 +253,20 @@ class _Scan:
         body = json_or_none(value)
         if body is not None:
             self.document(body, Place(), where)
-            return
-        if kind is NameKind.PUBLIC or is_fake(value) or _REFERENCE.fullmatch(value):
-            return
-        if header in ("auth", "_auth") and re.fullmatch(r"[^:\s]+:\S+", from_text_base64(value) or ""):
-            self.note("secret value", value, where)  # a user and a password, as container registries have them
-            return
-        if kind is NameKind.PLAIN:
-            self.text(value, where)
-            if (inner := from_text_base64(value)) is not None:
-                self.whole_text(inner, where)
-            return
-        if not (_has_structure(value) or TOKEN.fullmatch(value)) and self.is_secret(
-            place.name, kind, value, in_document=True
-        ):
+        elif kind is not NameKind.PUBLIC and not is_fake(value) and not _REFERENCE.fullmatch(value):
+            self.judge(value, kind, place, where)
+
+    def judge(self, value: str, kind: NameKind, place: Place, where: str) -> None:
+        """Note a value that is a secret by its name, else what is in it."""
+        inner = from_text_base64(value)
+        is_login = place.name.lower() in ("auth", "_auth") and re.fullmatch(r"[^:\s]+:\S+", inner or "") is not None
+        by_content = kind is NameKind.PLAIN or _has_structure(value) or TOKEN.fullmatch(value) is not None
+        if is_login or (not by_content and self.is_secret(place.name, kind, value, in_document=True)):
             self.note(_what(place), value, where)
-        else:
-            self.text(value, where)
-            if (inner := from_text_base64(value)) is not None:
-                self.whole_text(inner, where)
+            return
+        self.text(value, where)
+        if inner is not None:
+            self.whole_text(inner, where)
 
     def whole_text(self, text: str, where: str) -> None:
         """Look into a text that may be a document."""
@@ -363,17 +358,12 @@ class _Scan:
         if len(line) > 200_000:
             return
         for match in _XML_ELEMENT.finditer(line):
-            if self.is_secret(
-                match["name"], kind_of(match["name"].rpartition(":")[2]), match["value"], in_document=True
-            ):
+            kind = kind_of(match["name"].rpartition(":")[2])
+            if self.is_secret(match["name"], kind, match["value"], in_document=True):
                 self.note("secret value", match["value"], where)
         for pattern in (_QUOTED, _ARGUMENT):
             for match in pattern.finditer(line):
-                name, value = match["name"], match["value"]
-                if is_word(value) and ":" not in match[0] and "=" not in match[0]:
-                    continue  # --secret NAME
-                if self.is_secret(name, kind_of_pair(name, value), value, in_document=False):
-                    self.note(_what(Place(match["name"])), match["value"], where)
+                self.named(match, where)
         for match in _NETRC.finditer(line):
             if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
                 self.note("secret value", match["value"], where)
@@ -383,6 +373,12 @@ class _Scan:
                 start -= 1
             if (found := _ASSIGNED.match(line, start)) is not None:
                 self.assigned(found, line, where)
+
+    def named(self, match: re.Match[str], where: str) -> None:
+        name, value = match["name"], match["value"]
+        names_it = is_word(value) and ":" not in match[0] and "=" not in match[0]  # --secret NAME
+        if not names_it and self.is_secret(name, kind_of_pair(name, value), value, in_document=False):
+            self.note(_what(Place(name)), value, where)
 
     def assigned(self, match: re.Match[str], line: str, where: str) -> None:
         name, sign = match["name"], match["sign"].strip()

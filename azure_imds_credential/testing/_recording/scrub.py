@@ -84,6 +84,7 @@ _LINE_PAIR = re.compile(
 _PUBLIC_KEY = re.compile(r"ssh-(?:rsa|ed25519|dss) |ecdsa-sha2-|-----BEGIN (?:CERTIFICATE|(?:RSA )?PUBLIC KEY)-----")
 _TOLD_ADDRESS = re.compile(r"(?i)(?<=address)(?P<sign>[:\s'\"(]{1,4})(?P<value>(?:\d{1,3}\.){3}\d{1,3})(?!\.?\d)")
 _TENANT_DOMAIN = re.compile(r"(?i)(?<![\w-])(?P<value>[a-z0-9-]{1,63})(?=\.onmicrosoft\.com)")
+_SIMPLE = re.compile(r"[\w .,]{0,15}")  # too short for anything that is known by its form
 _SECURE_TYPES = frozenset({"securestring", "secureobject", "secret"})
 _SCHEME_AND_CREDENTIAL = re.compile(
     r"(?P<scheme>(?:Bearer|Basic|D?PoP|SharedKey(?:Lite)?|Token) )(?P<value>\S+)", re.IGNORECASE
@@ -409,7 +410,7 @@ class Scrubber:
     # Texts without structure
 
     def _flat(self, text: str, depth: int) -> str:
-        if is_dummy_token(text):
+        if _SIMPLE.fullmatch(text) or is_dummy_token(text):
             return text
         text = PRIVATE_KEY.sub(lambda key: self._within(key, self._private_key(key["value"])), text)
         text = TOKEN.sub(lambda token: self._token(token[0]), text)

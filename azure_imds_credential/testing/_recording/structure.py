@@ -166,6 +166,8 @@ class _Json:
 
 
 def _decoded(token: str) -> str:
+    if "\\" not in token:
+        return token[1:-1]
     value: str = json.loads(token, strict=False)
     return value
 
@@ -174,42 +176,58 @@ def rewrite_xml(text: str, visit: Callable[[str, Place], str]) -> str | None:
     """Change texts, CDATA, comments and attributes of XML or HTML; None if the text does not begin as such."""
     if not re.match(r"\s*<[?!A-Za-z]", text):
         return None
-    changes: list[tuple[int, int, str]] = []
-    open_tags: list[str] = []
-    beside: dict[str, str] = {}
-
-    def element(start: int, end: int, place: Place) -> None:
-        raw = text[start:end]
-        value = html.unescape(raw)
-        if value.strip() and (changed := visit(value, place)) != value:
-            changes.append((start, end, html.escape(changed, quote=False)))
-
+    document = _Xml(text, visit)
     for match in _XML_TOKEN.finditer(text):
-        above = tuple(_local(tag) for tag in reversed(open_tags))
-        if match["tag"] and not match["close"]:
-            attributes = {a["name"]: html.unescape(a["value"]) for a in _XML_ATTRIBUTE.finditer(match["attributes"])}
-            for attribute in _XML_ATTRIBUTE.finditer(text, match.start("attributes"), match.end("attributes")):
-                value = html.unescape(attribute["value"])
-                changed = visit(value, Place(_local(attribute["name"]), attributes, (_local(match["tag"]), *above)))
-                if changed != value:
-                    changes.append((attribute.start("value"), attribute.end("value"), html.escape(changed)))
-            if not match["empty"]:
-                open_tags.append(match["tag"])
-        elif match["tag"]:
-            while open_tags and open_tags.pop() != match["tag"]:
+        document.read(match)
+    return _changed(text, document.changes)
+
+
+class _Xml:
+    """One pass over the tags and texts of a document, well-formed or not."""
+
+    def __init__(self, text: str, visit: Callable[[str, Place], str]) -> None:
+        self.whole, self.visit = text, visit
+        self.changes: list[tuple[int, int, str]] = []
+        self.open_tags: list[str] = []  # outermost first
+        self.beside: dict[str, str] = {}  # the text that was last seen of each element
+
+    def read(self, match: re.Match[str]) -> None:
+        above = tuple(_local(tag) for tag in reversed(self.open_tags))
+        name, outer = (above[0], above[1:]) if above else ("", ())
+        if match["close"]:
+            while self.open_tags and self.open_tags.pop() != match["tag"]:
                 pass
-        elif match["text"] and match["text"].strip():
-            beside = {**beside, above[0]: match["text"].strip()} if above else beside
-            element(match.start(), match.end(), Place(above[0] if above else "", beside, above[1:]))
+        elif match["tag"]:
+            self.attributes(match, (_local(match["tag"]), *above))
+            if not match["empty"]:
+                self.open_tags.append(match["tag"])
+        elif match["text"] is not None:
+            self.beside[name] = html.unescape(match["text"].strip())
+            self.change(
+                match, "text", Place(name, dict(self.beside), outer), lambda text: html.escape(text, quote=False)
+            )
         elif match["cdata"]:
-            changed = visit(match["cdata"], Place(above[0] if above else "", {}, above[1:]))
-            if changed != match["cdata"]:
-                changes.append((match.start("cdata"), match.end("cdata"), changed))
+            self.change(match, "cdata", Place(name, {}, outer))
         elif match["comment"]:
-            changed = visit(match["comment"], Place("", {}, above))
-            if changed != match["comment"]:
-                changes.append((match.start("comment"), match.end("comment"), changed))
-    return _changed(text, changes)
+            self.change(match, "comment", Place("", {}, above))
+
+    def attributes(self, tag: re.Match[str], above: tuple[str, ...]) -> None:
+        start, end = tag.span("attributes")
+        beside = {
+            each["name"]: html.unescape(each["value"]) for each in _XML_ATTRIBUTE.finditer(self.whole, start, end)
+        }
+        for each in _XML_ATTRIBUTE.finditer(self.whole, start, end):
+            self.change(each, "value", Place(_local(each["name"]), beside, above), html.escape)
+
+    def change(
+        self, match: re.Match[str], group: str, place: Place, escape: Callable[[str], str] | None = None
+    ) -> None:
+        value = match[group] if escape is None else html.unescape(match[group])
+        if not value.strip():
+            return
+        changed = self.visit(value, place)
+        if changed != value:
+            self.changes.append((*match.span(group), changed if escape is None else escape(changed)))
 
 
 def _local(name: str) -> str:
