@@ -48,7 +48,7 @@ test-stress: $(VENV)/installed-test
 test-matrix: $(VENV)/installed-matrix
 	$(RUN) nox $(NOX) -- $(ARGS)
 
-# Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go and ip.
+# Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go, java, mvn, redis and ip.
 integration: $(VENV)/installed-integration
 	$(RUN) pytest tests/integration $(ARGS)
 
