@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import math
 import re
@@ -11,12 +12,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_http import exchange
 from serving import TARGET, TOKEN_PATH, VAULT, Serving, members, serving
 
+import azure_imds_credential.serve
 import azure_imds_credential.serve._tokens as serve_tokens
 from azure_imds_credential import ImdsRequestError, __version__
 from azure_imds_credential.aio import ImdsCredential
@@ -147,6 +150,23 @@ def test_serve_forgets_when_told(imds: ImdsEmulator, serve: Serving) -> None:
     imds.assert_requests(1, bypass_cache="true")
     assert serve.told[-1][0] == "upstream"
     assert ("forgot", {"tokens": 1}) in serve.told
+
+
+def test_serve_forgets_what_is_under_way(imds: ImdsEmulator, serve: Serving) -> None:
+    """A token that was asked for before `forget` reaches those who wait for it, and is not held for others."""
+    release = threading.Event()
+    imds.script(faults.hold(release))
+    with ThreadPoolExecutor(2) as pool:
+        before = pool.submit(serve.token)
+        imds.wait_for_requests(1)
+        serve.call(serve.service.forget)
+        after = pool.submit(serve.token)
+        imds.wait_for_requests(2)
+        release.set()
+        assert before.result() in imds.tokens
+        assert serve.token() == after.result()
+    imds.assert_requests(1, bypass_cache="true")
+    assert len(imds.token_requests) == 2
 
 
 def test_serve_drops_the_least_used(imds: ImdsEmulator) -> None:
@@ -309,6 +329,21 @@ def test_serve_refuses_its_own_address() -> None:
     options = ServeOptions(endpoint="http://127.0.0.1:8169")
     with pytest.raises(ValueError, match="where serve itself listens"):
         check_addresses(options, "127.0.0.1", 8169)
+
+
+def test_serve_stands_on_the_public_api() -> None:
+    """Outside its own package serve imports public names only, and nothing of the testing kit."""
+    package = Path(azure_imds_credential.serve.__file__).parent
+    found = set()
+    for file in package.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                found |= {f"{node.module}.{name.name}" if node.module else name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
+                assert not [name for name in names if name.startswith("azure_imds_credential")], file
+    assert "aio.ImdsCredential" in found
+    assert [name for name in found if name.startswith(("_", "testing")) and name != "__version__"] == []
 
 
 # Probes and wrong questions

@@ -168,7 +168,7 @@ class Tokens:
 
     def _keep(self, key: _Key, entry: _Entry) -> None:
         """Count an entry among those that hold a token, unless it was forgotten meanwhile."""
-        if self._without_token.pop(key, None) is entry:
-            self._held[key] = entry
+        if self._without_token.get(key) is entry:
+            self._held[key] = self._without_token.pop(key)
         if len(self._held) > self._max_tokens:
             self._held.popitem(last=False)
