@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import platform
+import re
 import socket
 import ssl
 import sys
@@ -68,6 +69,8 @@ _UNREACHABLE = frozenset(
     for name in ("ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN")
     if hasattr(errno, name)
 )
+
+_UNKNOWN_ARGUMENT = r"unexpected keyword argument '(\w+)'"  # what Python says of a call that cannot be made
 
 SecondsLeft = Callable[[], float]
 
@@ -248,14 +251,18 @@ class _UserTransport(HttpTransport[Any, Any]):
         self._transport = transport
 
     def send(self, request: Any, **kwargs: Any) -> Any:
-        try:
-            return self._transport.send(request, **kwargs)
-        except TRANSPORT_ERRORS:
-            raise
-        except Exception as error:
-            raise TransportFaultError(
-                f"the transport {type(self._transport).__name__} raised {type(error).__name__}: {error}"
-            ) from error
+        while True:
+            try:
+                return self._transport.send(request, **kwargs)
+            except TRANSPORT_ERRORS:
+                raise
+            except Exception as error:
+                # azure-core-experimental's transport hands what it does not know, such as `read_timeout`, to httpx.
+                unknown = re.search(_UNKNOWN_ARGUMENT, str(error)) if isinstance(error, TypeError) else None
+                if unknown is None or kwargs.pop(unknown[1], None) is None:
+                    raise TransportFaultError(
+                        f"the transport {type(self._transport).__name__} raised {type(error).__name__}: {error}"
+                    ) from error
 
     def open(self) -> None:
         """Do nothing."""
@@ -304,8 +311,9 @@ def _ways_to_read(response: Any) -> Iterator[Callable[[], Iterator[bytes]]]:
     for name in ("iter_raw", "iter_bytes"):
         if hasattr(response, name):
             yield lambda name=name: _only_bytes(getattr(response, name)())  # type: ignore[misc] # binds the loop's value
-    if hasattr(response, "body"):
-        yield lambda: _only_bytes([response.body()])
+    for name in ("read", "body"):  # httpx of azure-core-experimental is read by `read` alone, when it streams
+        if hasattr(response, name):
+            yield lambda name=name: _only_bytes([getattr(response, name)()])  # type: ignore[misc] # as above
     yield lambda: _only_bytes([response.text().encode()])
 
 
