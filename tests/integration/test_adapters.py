@@ -38,7 +38,7 @@ Sample = Callable[..., str]
 
 @pytest.fixture
 def sample(imds: ImdsEmulator, ca_file: str) -> Sample:
-    """Runs a sample in a process of its own; gives what it printed."""
+    """Return a function that runs a sample in a process of its own, and returns its output."""
 
     def sample(name: str, *arguments: str, **environment: str) -> str:
         where = {**sample_environment(ca_file), **environment}
@@ -52,7 +52,7 @@ def sample(imds: ImdsEmulator, ca_file: str) -> Sample:
 
 @pytest.fixture
 def api(imds: ImdsEmulator, authority: trustme.CA) -> Iterator[Cloud]:
-    """An API that tells the caller who it is, and a language model that repeats what it is asked."""
+    """Run an API that names its caller, and a language model that repeats the question."""
 
     def who(request: Request) -> Answer:
         return Answer(200, {"oid": request.claims["oid"]})
@@ -70,7 +70,7 @@ def api(imds: ImdsEmulator, authority: trustme.CA) -> Iterator[Cloud]:
 
 
 @pytest.mark.parametrize("name", ["requests_auth.py", "httpx_auth.py"])
-def test_http_clients_send_the_token(name: str, sample: Sample, api: Cloud, imds: ImdsEmulator) -> None:
+def test_http_clients(name: str, sample: Sample, api: Cloud, imds: ImdsEmulator) -> None:
     """Clients of requests and httpx send a token that the API's own validation accepts."""
     needs("httpx")
     said = sample(name, "https://api.example.org/who", "api://example/.default", HTTPS_PROXY=api.proxies["https"])
@@ -99,8 +99,8 @@ def test_httpx_sync_and_aio_share_a_token(api: Cloud, imds: ImdsEmulator, ca_fil
     imds.assert_requests(1)
 
 
-def test_api_refuses_another_audience(api: Cloud, ca_file: str) -> None:
-    """The API of these tests does judge: a token for somebody else is refused by it."""
+def test_api_refuses(api: Cloud, ca_file: str) -> None:
+    """The API of these tests refuses a token for another audience."""
     import requests
 
     auth = runpy.run_path(str(SAMPLES / "requests_auth.py"))["BearerAuth"](ImdsCredential(), "api://other/.default")
@@ -109,7 +109,7 @@ def test_api_refuses_another_audience(api: Cloud, ca_file: str) -> None:
     assert (answer.status_code, api.requests) == (401, ["401 GET api.example.org/who"])
 
 
-def test_openai_takes_the_token_provider(sample: Sample, api: Cloud) -> None:
+def test_openai(sample: Sample, api: Cloud) -> None:
     """OpenAI's client takes the token provider as it is."""
     needs("openai")
     said = sample("openai_chat.py", "https://model.openai.azure.com", "gpt", "hi", HTTPS_PROXY=api.proxies["https"])
@@ -122,7 +122,7 @@ def test_openai_takes_the_token_provider(sample: Sample, api: Cloud) -> None:
 
 @pytest.fixture
 def directory(imds: ImdsEmulator) -> Iterator[Directory]:
-    """Judges the passwords that PostgreSQL gets, as Azure Database for PostgreSQL judges tokens."""
+    """Run a directory that judges passwords as Azure Database for PostgreSQL judges tokens."""
     keys = jwt.PyJWKClient(imds.jwks_uri)
 
     def is_good(name: str, password: str) -> bool:
@@ -140,7 +140,7 @@ def directory(imds: ImdsEmulator) -> Iterator[Directory]:
 
 @pytest.fixture
 def postgres(directory: Directory) -> Iterator[str]:
-    """Debian's PostgreSQL, on a loopback port, asking the directory about every password. Gives the database's URL."""
+    """Run Debian's PostgreSQL, which asks the directory about every password; yield the database's URL."""
     needs("sqlalchemy", "psycopg")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
@@ -186,7 +186,7 @@ def make_role(folder: Path, port: int) -> None:
             connection.execute(f'create role "{role}" login')
 
 
-def test_postgres_takes_the_token_as_password(postgres: str, sample: Sample, directory: Directory) -> None:
+def test_postgres(postgres: str, sample: Sample, directory: Directory) -> None:
     """PostgreSQL lets the sample in with the token as its password."""
     assert sample("postgres_engine.py", postgres) == f"{IDENTITY}\n"
     assert [(name, good) for name, _, good in directory.asked] == [(IDENTITY, True)]
@@ -196,7 +196,7 @@ APP = UserAssigned("app")
 
 
 @pytest.mark.parametrize("identity", [APP, None], ids=["user-assigned", "system-assigned"])
-def test_postgres_through_microsofts_library(
+def test_postgres_entra(
     postgres: str, sample: Sample, directory: Directory, imds: ImdsEmulator, identity: UserAssigned | None
 ) -> None:
     """azure-postgresql-auth takes our credential for a user-assigned identity, and fails for a system-assigned one."""
@@ -217,8 +217,8 @@ def test_postgres_through_microsofts_library(
     assert directory.asked == []
 
 
-def test_every_connection_gets_the_token_of_the_day(postgres: str, imds: ImdsEmulator, directory: Directory) -> None:
-    """A new connection brings the token that is held then; connections at once share one request to IMDS."""
+def test_postgres_new_connections(postgres: str, imds: ImdsEmulator, directory: Directory) -> None:
+    """A new connection brings the token of its moment; connections at once share one request to IMDS."""
     from sqlalchemy import text
 
     engine = runpy.run_path(str(SAMPLES / "postgres_engine.py"))["engine_with_tokens"](postgres, ImdsCredential())
@@ -239,8 +239,8 @@ def test_every_connection_gets_the_token_of_the_day(postgres: str, imds: ImdsEmu
     assert directory.asked[-1] == (IDENTITY, imds.tokens[1], True)
 
 
-def test_postgres_refuses_another_audience(postgres: str, directory: Directory) -> None:
-    """PostgreSQL does judge: a token for somebody else does not open the door."""
+def test_postgres_refuses(postgres: str, directory: Directory) -> None:
+    """PostgreSQL refuses a token for another audience."""
     import psycopg
 
     token = ImdsCredential().get_token("https://vault.azure.net/.default").token
@@ -254,7 +254,7 @@ def test_postgres_refuses_another_audience(postgres: str, directory: Directory) 
 
 @pytest.fixture
 def storage(azurite: Azurite) -> tuple[str, str]:  # noqa: F811 # the fixture imported above
-    """The URL of a storage account that judges tokens, and a new container there."""
+    """Return the URL of a storage account that judges tokens, and a new container there."""
     service = BlobServiceClient(azurite.blob, ImdsCredential(), **azurite.trust)
     name = f"adapters-{time.time_ns()}"
     service.create_container(name)
@@ -266,9 +266,7 @@ def storage(azurite: Azurite) -> tuple[str, str]:  # noqa: F811 # the fixture im
     ("name", "where", "said"),
     [("polars_storage.py", "az://{}/numbers.parquet", "6\n"), ("delta_table.py", "az://{}/numbers", "3\n")],
 )
-def test_tables_are_written_and_read(
-    name: str, where: str, said: str, sample: Sample, storage: tuple[str, str], imds: ImdsEmulator
-) -> None:
+def test_tables(name: str, where: str, said: str, sample: Sample, storage: tuple[str, str], imds: ImdsEmulator) -> None:
     """A table of polars or delta-rs is written to Azure Storage, and read, with one token; Azurite judges it."""
     needs("polars", "deltalake")
     url, container = storage
@@ -277,7 +275,7 @@ def test_tables_are_written_and_read(
     imds.assert_requests(1, resource="https://storage.azure.com")
 
 
-def test_files_are_written_and_read(sample: Sample, storage: tuple[str, str]) -> None:
+def test_files(sample: Sample, storage: tuple[str, str]) -> None:
     """A file is written through fsspec and adlfs, and read, with our async credential; Azurite judges its tokens."""
     needs("adlfs")
     url, container = storage
@@ -287,9 +285,7 @@ def test_files_are_written_and_read(sample: Sample, storage: tuple[str, str]) ->
 # gRPC
 
 
-def test_grpc_calls_bring_the_token(
-    sample: Sample, imds: ImdsEmulator, certificate: tuple[str, str], ca_file: str
-) -> None:
+def test_grpc(sample: Sample, imds: ImdsEmulator, certificate: tuple[str, str], ca_file: str) -> None:
     """A gRPC server over TLS finds a token in the metadata of the call, and accepts it."""
     needs("grpc")
     import grpc
