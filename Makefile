@@ -48,7 +48,8 @@ test-stress: $(VENV)/installed-test
 test-matrix: $(VENV)/installed-matrix
 	$(RUN) nox $(NOX) -- $(ARGS)
 
-# Against software of others: Azurite, MSAL for Go, Azure's clients, other libraries, the built wheel. Needs node, go, java, mvn, redis and ip.
+# Against software of others: Azurite, clients in five languages, other libraries, the built wheel. Needs node, go, java, mvn,
+# cargo, redis and ip; what the machine lacks is skipped, but not where CI is set. The first run builds for minutes.
 integration: $(VENV)/installed-integration
 	$(RUN) pytest tests/integration $(ARGS)
 
