@@ -8,6 +8,7 @@ import html
 import http.server
 import json
 import re
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from recording_cases import (
 
 from azure_imds_credential.testing import UnsafeRecordingError, imds_vcr, scan_recordings
 from azure_imds_credential.testing._recording.bodies import crc64
+from azure_imds_credential.testing._recording.fakes import is_fake
 from azure_imds_credential.testing._recording.live_values import find_live
 
 
@@ -338,6 +340,36 @@ def test_the_last_check_is_independent_of_the_scrubber(tmp_path: Path) -> None:
         text for text in hidden if find_live(f"a: {text}\n" if ":" not in text else text, [secret]) != [secret]
     ] == []
     assert find_live("a: Hunter2\n", [secret]) == []
+
+
+def test_a_recording_grows(tmp_path: Path, server: str) -> None:
+    """`new_episodes` adds what is new, scrubbed like the rest, and leaves what was recorded as it is."""
+    path = tmp_path / "a.yaml"
+    first = Case("", (), path="/first", answer=json.dumps({"password": PASSWORD, "id": VM}).encode())
+    second = Case("", (), path="/second", answer=json.dumps({"again": PASSWORD, "password": PASSWORD}).encode())
+    with imds_vcr(path, record_mode="new_episodes"):
+        exchange(server, first)
+    before = yaml.safe_load(path.read_text())["interactions"]
+    with imds_vcr(path, record_mode="new_episodes"):
+        assert is_fake(exchange(server, first).json()["password"])
+        assert exchange(server, second).json()["password"] == PASSWORD  # live, as the program needs it
+    after = yaml.safe_load(path.read_text())["interactions"]
+    assert after[:1] == before
+    assert len(after) == 2
+    assert PASSWORD not in decoded(path.read_text())
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd"])
+def test_compression_that_no_library_reads_is_refused(
+    tmp_path: Path, server: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where brotli or zstd cannot be read, the body is refused, and the error names what to install."""
+    for name in ("brotli", "brotlicffi", "zstandard", "compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    case = Case("", (), method="POST", body=bytes(range(200)), headers={"Content-Encoding": encoding})
+    with pytest.raises(UnsafeRecordingError, match=r"install (brotli|zstandard)"):
+        with imds_vcr(tmp_path / "a.yaml", record_mode="once"):
+            exchange(server, case)
 
 
 def test_what_cannot_be_looked_into_is_refused(tmp_path: Path, server: str) -> None:

@@ -78,16 +78,16 @@ def _library(*names: str) -> Any:
             return importlib.import_module(name)
         except ImportError:
             continue
-    raise UnreadableError(f"it is compressed, and none of {', '.join(names)} is installed")
+    raise UnreadableError(f"a body is compressed and cannot be read: install {names[-1]}")
 
 
 def _unbrotli(body: bytes) -> bytes:
-    content: bytes = _library("brotli", "brotlicffi").decompress(body)
+    content: bytes = _library("brotlicffi", "brotli").decompress(body)
     return content
 
 
 def _brotli(content: bytes) -> bytes:
-    packed: bytes = _library("brotli", "brotlicffi").compress(content)
+    packed: bytes = _library("brotlicffi", "brotli").compress(content)
     return packed
 
 
