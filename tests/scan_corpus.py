@@ -187,6 +187,7 @@ POSITIVES: list[tuple[str, str | bytes]] = [
         "terraform.tfstate",
         json.dumps({"resources": [{"instances": [{"attributes": {"primary_access_key": ACCOUNT_KEY}}]}]}),
     ),
+    ("a.sh", f"mysqldump --user=root --password={PASSWORD} db"),
     ("a.csv", f"name,key\nacc,{ACCOUNT_KEY}\n"),
     # Other makers
     ("a.txt", "ghp_" + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"),

@@ -58,7 +58,7 @@ _QUOTED = re.compile(
     r"(?P<q>\\*[\"'`])(?P<name>[\w .:$@/-]{1,80})(?P=q)\s*(?::|=>|=|,)\s*(?P<p>\\*[\"'`])(?P<value>[^\n]*?)(?P=p)"
 )
 _ASSIGNED = re.compile(
-    r"(?<![\w.$-])(?P<name>[A-Za-z_$][\w.$-]*(?: [A-Za-z]\w*){0,2}?)(?P<type>\s*:\s*[A-Za-z][\w.\[\], |]*?)?"
+    r"(?P<name>[A-Za-z_$][\w.$-]*(?: [A-Za-z]\w*){0,2}?)(?P<type>\s*:\s*[A-Za-z][\w.\[\], |]*?)?"
     r"(?P<sign>[ \t]*(?::=|=>|={1,3}|:)[ \t]*)"
     r"(?:(?P<p>\\*[rbfuRBFU]?[\"'`])(?P<quoted>[^\n]*?)(?P<e>\\*[\"'`])|\{(?P<braced>[^{}\n]*)\}|(?P<value>[^\s\"'`<>]+))"
 )
@@ -371,6 +371,8 @@ class _Scan:
             start = telling.start()
             while start and (line[start - 1].isalnum() or line[start - 1] in "_.$-"):
                 start -= 1
+            while line[start] in "-.":  # --password=...
+                start += 1
             if (found := _ASSIGNED.match(line, start)) is not None:
                 self.assigned(found, line, where)
 
