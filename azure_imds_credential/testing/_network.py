@@ -56,62 +56,76 @@ def loopback_only() -> Iterator[list[str]]:
     Raises:
         LeftLoopbackError: Where the connection was tried, in the thread that tried it.
     """
-    refused: list[str] = []
+    guard = _Guard()
+    with ExitStack() as patches:
+        for names, of, replacement in (
+            (_CONNECTING, socket.socket, guard.connecting),
+            (_SENDING, socket.socket, guard.sending),
+            (_ASKING, socket, guard.looking_up),
+        ):
+            for name in names:
+                patches.enter_context(mock.patch.object(of, name, replacement(name, getattr(of, name))))
+        yield guard.refused
 
-    def refuse(what: str) -> None:
+
+class _Guard:
+    """Functions that stand in for those of `socket`, and what they refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+
+    def _refuse(self, what: str) -> None:
         where = _caller()
-        refused.append(f"{what} ({where})")
+        self.refused.append(f"{what} ({where})")
         raise LeftLoopbackError(f"{what} would leave this machine ({where})")
 
-    def connecting(name: str) -> Callable[..., Any]:
-        original = getattr(socket.socket, name)
+    def connecting(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the method of a socket that takes an address."""
 
-        def call(self: socket.socket, *args: Any) -> Any:
-            if self.family in (socket.AF_INET, socket.AF_INET6):
+        def call(connection: socket.socket, *args: Any) -> Any:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
                 # The address is the last argument, but the fourth of sendmsg, where it may be left out.
                 address: Any = args[-1] if name != "sendmsg" else args[3] if len(args) > 3 else None
-                if address is not None and not _is_loopback(address[0]):
-                    refuse(f"a connection to {address[0]}")
-                if name.startswith("connect") and (proxy := _proxy_at(address[1])):
-                    refuse(f"a connection to the proxy {proxy}")
-                if name == "sendmsg" and address is None and (host := _asked_of_a_proxy(self, b"".join(args[0]))):
-                    refuse(f"a connection through a proxy to {host}")
-            return original(self, *args)
+                if address is None:
+                    self._check_data(connection, b"".join(args[0]))
+                else:
+                    self._check_address(name, address)
+            return original(connection, *args)
 
         return call
 
-    def sending(name: str) -> Callable[..., Any]:
-        original = getattr(socket.socket, name)
+    def sending(self, _name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the method of a socket that sends to the other end."""
 
-        def call(self: socket.socket, data: Any, *args: Any) -> Any:
-            if self.family in (socket.AF_INET, socket.AF_INET6) and (host := _asked_of_a_proxy(self, data)):
-                refuse(f"a connection through a proxy to {host}")
-            return original(self, data, *args)
+        def call(connection: socket.socket, data: Any, *args: Any) -> Any:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                self._check_data(connection, data)
+            return original(connection, data, *args)
 
         return call
 
-    def looking_up(name: str) -> Callable[..., Any]:
-        original = getattr(socket, name)
+    def looking_up(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function that looks a name or an address up."""
 
         def call(host: Any, *args: Any, **kwargs: Any) -> Any:
             if name == "gethostbyaddr" and host == socket.gethostname():
                 raise socket.herror(f"{host} is not looked up")  # http.server asks so, and goes on without an answer
             asked = host[0] if name == "getnameinfo" else host
             if not _is_loopback(asked):
-                refuse(f"a look-up of {asked!s}")
+                self._refuse(f"a look-up of {asked!s}")
             return original(host, *args, **kwargs)
 
         return call
 
-    with ExitStack() as patches:
-        for names, of, replacement in (
-            (_CONNECTING, socket.socket, connecting),
-            (_SENDING, socket.socket, sending),
-            (_ASKING, socket, looking_up),
-        ):
-            for name in names:
-                patches.enter_context(mock.patch.object(of, name, replacement(name)))
-        yield refused
+    def _check_address(self, name: str, address: Any) -> None:
+        if not _is_loopback(address[0]):
+            self._refuse(f"a connection to {address[0]}")
+        if name.startswith("connect") and (proxy := _proxy_at(address[1])):
+            self._refuse(f"a connection to the proxy {proxy}")
+
+    def _check_data(self, connection: socket.socket, data: Any) -> None:
+        if host := _asked_of_a_proxy(connection, data):
+            self._refuse(f"a connection through a proxy to {host}")
 
 
 def _is_loopback(host: object) -> bool:
@@ -177,7 +191,7 @@ def _listens_here(port: int) -> bool:
 
 def _caller() -> str:
     """Return where in the program the network is asked for: the innermost frame that is of no library."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(1)
     library = ""
     while frame is not None:
         file = frame.f_code.co_filename
