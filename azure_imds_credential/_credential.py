@@ -45,8 +45,11 @@ class ImdsCredential(CredentialBase):
     def _fill(self, scopes: tuple[str, ...], *, force_refresh: bool) -> CachedToken:
         entry = self._options.entry(scopes)
         filling = self._options.cache.fill(entry, self._options, force_refresh=force_refresh)
-        for wait in filling:
-            wait.block()
+        try:
+            for wait in filling:
+                wait.block()
+        finally:
+            filling.close()
         self._remember(scopes, entry)
         return filling.cached
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
+import threading
 import time
 
 # What the suite needs of the machine: where programs, homes and temporary folders are; what pytest and its plugins,
@@ -24,5 +26,9 @@ def clean_environment() -> None:
         if not any(fnmatch.fnmatchcase(name, kept) for kept in KEPT):
             del os.environ[name]
     os.environ.update(SET)
+    # A shell starts what it runs in the background with these ignored; so would every child of the suite ignore them.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(time, "tzset"):
         time.tzset()

@@ -47,10 +47,16 @@ def test_no_caller_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None
             faults.status(500, b"", headers={"Server": "IMDS/1"}), faults.reset(), faults.html(), rate=0.2, seed=7
         )
         end = time.monotonic() + SECONDS
+        steps = 0
+
+        def goes_on() -> bool:
+            """For its time, and on a busy machine until enough happened."""
+            now = time.monotonic()
+            return now < end or (now < end + 300 and (got["token"] <= 1000 or not got["cancelled"]))
 
         def thread(number: int) -> None:
             dice = random.Random(number)
-            while time.monotonic() < end:
+            while goes_on():
                 user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall()
                 credential = ImdsCredential(
                     client_id=user.client_id, endpoint=imds.endpoint, timeout=dice.choice((0.05, PATIENCE))
@@ -63,7 +69,7 @@ def test_no_caller_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None
 
         async def task(number: int) -> None:
             dice = random.Random(1000 + number)
-            while time.monotonic() < end:
+            while goes_on():
                 user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall()
                 credential = AsyncImdsCredential(client_id=user.client_id, endpoint=imds.endpoint, timeout=PATIENCE)
                 try:
@@ -79,9 +85,11 @@ def test_no_caller_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None
             await asyncio.gather(*(task(number * TASKS + one) for one in range(TASKS)))
 
         def put_time_forward() -> None:
+            nonlocal steps
             dice = random.Random(3)
-            while time.monotonic() < end:
+            while goes_on():
                 time.sleep(0.05)
+                steps += 1
                 virtual_time.skip(dice.choice((60.0, 1800.0, 7200.0, 90000.0)))
 
         before = threading.active_count()
@@ -90,14 +98,14 @@ def test_no_caller_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None
             work += [pool.submit(asyncio.run, loop(number)) for number in range(LOOPS)]
             work.append(pool.submit(put_time_forward))
             for done in work:
-                done.result(60)
+                done.result(600)
 
         assert not wrong, wrong[:5]
         assert got["token"] > 1000, got
         assert set(got) <= {"token", "cancelled", "ImdsServiceError", "ImdsUnavailableError"}, got
         assert got["cancelled"], got
-        # Two identities and four resources, each aged or expired at most once per time step of 0.05 s.
-        assert len(imds.requests) < 8 * 3 * SECONDS / 0.05, (len(imds.requests), got)
+        # Two identities and four resources, each aged or expired at most once per step of the clock.
+        assert len(imds.requests) < 8 * 3 * (steps + 1), (len(imds.requests), steps, got)
         deadline = time.monotonic() + 60
         while threading.active_count() > before and time.monotonic() < deadline:
             time.sleep(0.05)

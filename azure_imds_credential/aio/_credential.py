@@ -46,8 +46,11 @@ class ImdsCredential(CredentialBase):
         _check_event_loop()
         entry = self._options.entry(scopes)
         filling = self._options.cache.fill(entry, self._options, force_refresh=force_refresh)
-        for wait in filling:
-            await wait.block_async()
+        try:
+            for wait in filling:
+                await wait.block_async()
+        finally:
+            filling.close()
         self._remember(scopes, entry)
         return filling.cached
 
