@@ -27,6 +27,7 @@ from azure_imds_credential._imds.response import (
     Response,
     Situation,
     Verdict,
+    compare,
     excerpt,
     judge,
 )
@@ -655,3 +656,95 @@ def test_ids_of_entra() -> None:
     verdict = judged(response(400, body))
     assert body["trace_id"] not in (verdict.description or "")
     assert verdict.reason.endswith(f", trace ID {body['trace_id']}, correlation ID {body['correlation_id']}")
+
+
+@pytest.mark.parametrize("situation", [UNSEEN, SEEN], ids=["unseen", "seen"])
+@pytest.mark.parametrize("members", [{}, {"is_fault": True}, {"is_shortage": True}], ids=str)
+def test_no_response_is_told(situation: Situation, members: dict[str, Any]) -> None:
+    """The reason is told as it is, whatever it means."""
+    assert judged(NoResponse("reset by peer", **members), situation=situation).reason == "reset by peer"
+
+
+@pytest.mark.parametrize("has_listener", [False, True])
+def test_who_listens(has_listener: bool) -> None:
+    """Whether something accepted the connection decides whether a later connect attempt would tell anything."""
+    assert judged(NoResponse("silence", is_absent=True, has_listener=has_listener)).has_listener is has_listener
+
+
+def test_a_token_is_told() -> None:
+    """A good response has no error, and comes from IMDS whatever its `Server`."""
+    verdict = judged(token_response({}))
+    assert (verdict.reason, verdict.is_imds, verdict.error) == ("200 with a token", True, None)
+
+
+@pytest.mark.parametrize("came_back", [token_response({}, expires_in="0"), token_response({}, resource="https://b")])
+def test_a_refused_token_is_from_imds(came_back: Response) -> None:
+    """One whose life is unusable, or that is for another resource: only IMDS hands out tokens."""
+    assert judged(came_back).is_imds is True
+
+
+@pytest.mark.parametrize("life", ["0.5", "1"])
+def test_the_shortest_life(life: str) -> None:
+    """Each life above zero is one."""
+    assert judged(token_response(expires_in=life)).life == float(life)
+
+
+def test_retry_after_with_an_unusable_token() -> None:
+    """A date there is compared with our clock as everywhere."""
+    later = {"retry-after": "Mon, 21 Sep 2026 14:13:50 GMT"}
+    assert judged(token_response(IMDS | later, expires_in="0")).retry_after == 30.0
+
+
+@pytest.mark.parametrize("claim", ["appid", "azp"])
+def test_client_id_of_the_token(claim: str) -> None:
+    """Where the response does not name the identity its token may."""
+    assert judged(token_response(access_token=jwt(**{claim: GUID}))).client_id == GUID
+
+
+@pytest.mark.parametrize("status", [404, 405, 500, 501, 505])
+def test_a_broken_body_of_imds(status: int) -> None:
+    """404 and each 5xx say enough without their body; another status is read once more."""
+    expected = Retry.ONCE if status == 405 else Retry.TRANSIENT
+    assert judged(response(status, None, fault=BROKEN_BODY)).retry is expected
+
+
+@pytest.mark.parametrize(("body", "shown"), [(b"", None), (b"caf\xe9 closed", "caf\ufffd closed")])
+def test_excerpt_of_a_foreign_body(body: bytes, shown: str | None) -> None:
+    """Bytes that are no UTF-8 are replaced; an empty body shows nothing."""
+    assert judged(Response(401, {}, body)).excerpt == shown
+
+
+@pytest.mark.parametrize(
+    ("came_back", "told"),
+    [
+        (token_response(resource="https://b"), "for the resource 'https://b'"),
+        (token_response(client_id=OTHER_GUID), f"for the client_id '{OTHER_GUID}'"),
+    ],
+)
+def test_a_mismatch_is_named(came_back: Response, told: str) -> None:
+    """The message says what differs, and which other one came."""
+    assert told in judged(came_back, identity(client_id=GUID)).reason
+
+
+@pytest.mark.parametrize(
+    ("claims", "is_confirmed"),
+    [({}, False), ({"xms_mirid": ARM_ID}, False), ({"xms_mirid": "/subscriptions/x/virtualMachines/vm"}, True)],
+    ids=["no claim", "user-assigned", "system-assigned"],
+)
+def test_system_assigned_is_confirmed(claims: dict[str, str], is_confirmed: bool) -> None:
+    """Only by the claim that names the machine itself."""
+    wanted = identity(require_system_assigned=True)
+    _, confirmed = compare({}, claims, wanted, VAULT)
+    assert confirmed is is_confirmed
+
+
+@pytest.mark.parametrize(("told", "is_named"), [(7, False), ("", False), (GUID, True)])
+def test_only_a_name_confirms(told: object, is_named: bool) -> None:
+    """A value that is no text, or an empty one, is as good as none."""
+    assert compare({"client_id": told}, {}, identity(client_id=GUID), VAULT) == ("", is_named)
+
+
+def test_life_by_the_servers_clock() -> None:
+    """`expires_on` counts from the response's `Date`, though this machine's clock is an hour off."""
+    came_back = token_response(IMDS | {"date": DATE}, expires_in=None, expires_on=str(int(NOW) + 600))
+    assert judge(came_back, DEFAULT, VAULT, UNSEEN, NOW - 3600).life == 600.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from azure_imds_credential._imds.retry import Retry, last_chance, next_delay
+from azure_imds_credential._imds.retry import MIN_ATTEMPT, Retry, Schedule, last_chance, next_delay
 
 LEAST: Callable[[], float] = lambda: 0.0  # noqa: E731 # named like the bound it gives
 MOST: Callable[[], float] = lambda: math.nextafter(1.0, 0.0)  # noqa: E731 # as above
@@ -102,3 +102,23 @@ def test_last_chance(delay: float, left: float, least: float, most: float) -> No
     """A wait that would outlast the deadline is drawn from what is left, with time for a last attempt."""
     assert last_chance(delay, left, LEAST) == pytest.approx(least)
     assert last_chance(delay, left, MOST) == pytest.approx(most)
+
+
+def test_a_schedule_by_default() -> None:
+    """Full jitter from one second, up to 16 s: what the documentation asks for."""
+    numbers = {"retries": 3, "until": 7.0, "base": 1.0, "cap": 16.0, "lead": 0.0, "floor": 0.0}
+    assert vars(Schedule(retries=3, until=7.0)) == numbers
+    others = {"retries": 1, "until": 2.0, "base": 3.0, "cap": 4.0, "lead": 5.0, "floor": 0.6}
+    assert vars(Schedule(**others)) == others
+
+
+@pytest.mark.parametrize(
+    ("delay", "left", "wait"),
+    [
+        (1.0, 1.0 + MIN_ATTEMPT, 0.5),  # as long as the room: no attempt fits behind it
+        (5.0, 2 * MIN_ATTEMPT, MIN_ATTEMPT / 2),  # room for one attempt is room
+    ],
+)
+def test_last_chance_at_the_edge(delay: float, left: float, wait: float) -> None:
+    """The wait is shortened where just one attempt fits."""
+    assert last_chance(delay, left, LEAST) == pytest.approx(wait)
