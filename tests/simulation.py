@@ -16,7 +16,13 @@ from cache_machine import DAY, TIMEOUT, CacheMachine, Caller
 
 from azure_imds_credential import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential._cache.decision import REFRESH_WAIT
-from azure_imds_credential._cache.token_entry import CLOCK_CHECK_INTERVAL, MIN_BACK_OFF, TokenEntry, TokenState
+from azure_imds_credential._cache.token_entry import (
+    CLOCK_CHECK_INTERVAL,
+    FORCE_INTERVAL,
+    MIN_BACK_OFF,
+    TokenEntry,
+    TokenState,
+)
 from azure_imds_credential._endpoint import GRACE
 from azure_imds_credential._request import NEVER, TokenResult
 
@@ -83,6 +89,7 @@ class Simulation(CacheMachine):
         self.request_clears: dict[int, int] = {}  # for each request: the clears before it
         self.token_clears: dict[str, int] = {}  # for each token: the clears before its request
         self.elapsed = 0.0  # in the world outside, while the VM was paused too
+        self.arrived: dict[str, float] = {}  # when each token came last
         self.true_ends: dict[str, float] = {}  # when each token expires, in that time
         self.paused_at = NEVER
         self.failed_at = NEVER  # when the latest ordinary request failed
@@ -116,6 +123,7 @@ class Simulation(CacheMachine):
         self.found[resource] = name
         self.token_clears[name] = max(self.token_clears.get(name, 0), self.request_clears[id(request)])
         self.true_ends[name] = self.elapsed + life
+        self.arrived[name] = self.now
         entry.endpoint.seen = True
         self.bring(name, life, index=index)
 
@@ -196,6 +204,7 @@ class Simulation(CacheMachine):
         self.token_clears[name] = self.clears
         self.ends[name] = self.now + 400.0
         self.true_ends[name] = self.elapsed + 400.0
+        self.arrived[name] = self.now
         return TokenResult(name, self.now + 400.0)
 
     def _start_thread(self, function: Callable[..., None], *args: object) -> bool:
@@ -222,6 +231,8 @@ class Simulation(CacheMachine):
         assert call.token is not None
         assert call.cached is not None
         assert call.cached.info.token == call.token
+        if call.forced:
+            assert self.arrived[call.token] >= call.begun - FORCE_INTERVAL, "the token that was to be replaced"
         self.good(call.token, call.resource, self.clears if self.precise else call.clears)
 
     def good(self, token: str, resource: str, clears: int) -> None:

@@ -167,7 +167,7 @@ def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None
 def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: float, is_told: bool) -> None:
     """A call that heeds it is told how old it is, and asks when it is forgotten."""
     error = ImdsUnavailableError("nothing answers")
-    entry.endpoint.absence = Absence(error, 1000.0, 1020.0)
+    entry.endpoint.absence = Absence(error, 1000.0, 1020.0, can_look=True)
     decision = before_fetch(entry, _call(**members), now, None)
     assert isinstance(decision, Fail) is is_told
     if isinstance(decision, Fail):

@@ -299,9 +299,7 @@ def test_absence_is_noted(entry: TokenEntry, is_absent: bool, has_listener: bool
     """The endpoint remembers that nothing answers, whether something listens there, and when that was."""
     error = ImdsUnavailableError("nothing")
     entry.note_failure(TokenResult(error=error, is_absent=is_absent, has_listener=has_listener), 100.0, forced=True)
-    expected = (error, 100.0, 130.0) if is_absent else None
-    assert entry.endpoint.absence == expected
-    assert entry.endpoint.look_again_at == (101.0 if is_absent and not has_listener else None)
+    assert entry.endpoint.absence == ((error, 100.0, 130.0, not has_listener) if is_absent else None)
 
 
 def test_a_refresh_that_cannot_start(entry: TokenEntry, clock: StillTime) -> None:
