@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 from cache_machine import DAY, TIMEOUT, CacheMachine, Caller
 
@@ -130,7 +130,7 @@ class Simulation(CacheMachine):
     def dead_token(self, index: int) -> None:
         self.end(TokenResult("dead", self.now - 1.0), index=index)
 
-    def failure(self, index: int, cls: Callable[[str], BaseException] = ImdsServiceError, **members: object) -> None:
+    def failure(self, index: int, cls: Callable[[str], BaseException] = ImdsServiceError, **members: Any) -> None:
         _, request = self.under_way[index]
         error = cls("no")
         self.brought.append(error)
@@ -152,7 +152,7 @@ class Simulation(CacheMachine):
         self.cache.clear()
         self.clears += 1
         self.failed_at = NEVER
-        assert all(entry.cached is entry.plain is entry.forced is None for entry in self.entries())
+        assert not any(entry.cached or entry.plain or entry.forced for entry in self.entries())
 
     def fork(self) -> None:
         """Only the tokens remain: calls and requests stayed with the parent."""
@@ -163,7 +163,7 @@ class Simulation(CacheMachine):
         self.under_way.clear()
         for entry, cached in zip(self.entries(), tokens, strict=True):
             assert entry.cached is cached, "a token was lost"
-            assert entry.plain is entry.forced is None, "a request of the parent"
+            assert not (entry.plain or entry.forced), "a request of the parent"
             assert entry.callers == 0
             assert not entry.endpoint.limiter.active
 
@@ -286,7 +286,6 @@ class Simulation(CacheMachine):
 
 Event = Callable[[Simulation], object]
 PerRequest = Callable[[Simulation, int], object]
-T = TypeVar("T")
 
 
 class Alphabet:

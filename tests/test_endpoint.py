@@ -177,7 +177,7 @@ def test_the_window_begins_at_the_response(clock: StillTime) -> None:
     for request in slow:
         limiter.release(request, clock)
     for _ in range(MAX_PER_WINDOW - MAX_CONCURRENT):
-        limiter.release(*_acquired(limiter, clock, 1), clock)
+        limiter.release(_acquired(limiter, clock, 1)[0], clock)
     assert clock.now() == 10.0
     _acquired(limiter, clock, 1)
     assert clock.now() == pytest.approx(10.0 + WINDOW)
@@ -203,7 +203,7 @@ def test_active_requests_count_too(clock: StillTime) -> None:
     limiter = RateLimiter()
     slow = _acquired(limiter, clock, 4)
     for _ in range(MAX_PER_WINDOW - 4):
-        limiter.release(*_acquired(limiter, clock, 1), clock)
+        limiter.release(_acquired(limiter, clock, 1)[0], clock)
     assert clock.now() == 0.0
     limiter.release(slow[0], clock)
     _acquired(limiter, clock, 1)
@@ -223,7 +223,7 @@ def test_a_window_that_ends_too_late(clock: StillTime, deadline: float, acquires
     """A request that would get its turn at its deadline is told at once, and costs no other one its turn."""
     limiter = RateLimiter()
     for _ in range(MAX_PER_WINDOW):
-        limiter.release(*_acquired(limiter, clock, 1), clock)
+        limiter.release(_acquired(limiter, clock, 1)[0], clock)
     assert limiter.acquire(_request(deadline), clock) is acquires
     assert clock.now() == pytest.approx(WINDOW if acquires else 0.0)
 
@@ -271,7 +271,7 @@ def test_forgetting_ends_a_window(clock: StillTime) -> None:
     limiter = RateLimiter()
     (request,) = _acquired(limiter, clock, 1)
     for _ in range(MAX_PER_WINDOW - 1):
-        limiter.release(*_acquired(limiter, clock, 1), clock)
+        limiter.release(_acquired(limiter, clock, 1)[0], clock)
     limiter.clear()
     assert (list(limiter.recent), list(limiter.active)) == ([], [request])
 
