@@ -163,7 +163,8 @@ class Simulation(CacheMachine):
         self.under_way.clear()
         for entry, cached in zip(self.entries(), tokens, strict=True):
             assert entry.cached is cached, "a token was lost"
-            assert not (entry.plain or entry.forced), "a request of the parent"
+            assert not entry.plain, "a request of the parent"
+            assert not entry.forced, "a request of the parent"
             assert entry.callers == 0
             assert not entry.endpoint.limiter.active
 
