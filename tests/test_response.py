@@ -748,3 +748,37 @@ def test_life_by_the_servers_clock() -> None:
     """`expires_on` counts from the response's `Date`, though this machine's clock is an hour off."""
     came_back = token_response(IMDS | {"date": DATE}, expires_in=None, expires_on=str(int(NOW) + 600))
     assert judge(came_back, DEFAULT, VAULT, UNSEEN, NOW - 3600).life == 600.0
+
+
+def test_a_contradiction_by_the_servers_clock() -> None:
+    """The token's own `exp` decides, counted from the response's `Date` though this machine's clock is days off."""
+    came_back = token_response(
+        IMDS | {"date": DATE},
+        access_token=jwt(exp=int(NOW) + 600),
+        expires_in="600",
+        expires_on=str(int(NOW) + 3 * 86400),
+    )
+    assert judge(came_back, DEFAULT, VAULT, UNSEEN, NOW - 3 * 86400).life == 600.0
+
+
+def test_a_date_with_a_zone() -> None:
+    """HTTP's dates are in GMT; one that names another zone is read as it is."""
+    headers = IMDS | {"retry-after": "Mon, 21 Sep 2026 16:13:50 +0200"}
+    assert judged(error_response(429, headers=headers)).retry_after == 30.0
+
+
+@pytest.mark.parametrize(("status", "retry"), [(599, Retry.TRANSIENT), (600, Retry.ONCE)])
+def test_the_last_server_error(status: int, retry: Retry) -> None:
+    """A status of IMDS beyond those of HTTP is malformed."""
+    assert judged(response(status, "odd")).retry is retry
+
+
+def test_only_a_success_lacks_a_token() -> None:
+    """A redirect is not told as a response without a usable token."""
+    assert judged(response(300, "elsewhere")).reason == "300, it said: elsewhere"
+    assert judged(response(299, "odd")).reason == "299 without a usable token, it said: odd"
+
+
+def test_a_body_without_words() -> None:
+    """It said nothing, so nothing is told of it."""
+    assert judged(response(401, "<br>\n<br>")).reason == "401"
