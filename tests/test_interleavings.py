@@ -211,6 +211,7 @@ ALPHABETS = {
 
 # The number of schedules again; which calls run at once, and what may come between any two of their steps.
 STEPS = {
+    "race": (2, Steps(calls=(CALL["call"], CALL["call"]), ends={})),
     "first token": (350, Steps(calls=(CALL["call"], FORCE["force"]), ends=TOKEN | FAILURE, others=CLEAR)),
     "two calls": (
         1400,

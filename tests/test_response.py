@@ -774,11 +774,32 @@ def test_the_last_server_error(status: int, retry: Retry) -> None:
 
 
 def test_only_a_success_lacks_a_token() -> None:
-    """A redirect is not told as a response without a usable token."""
-    assert judged(response(300, "elsewhere")).reason == "300, it said: elsewhere"
+    """A redirect is not told as a response without a usable token, and not asked for again."""
+    redirect = judged(response(300, "elsewhere"))
+    assert (redirect.reason, redirect.retry) == ("300, it said: elsewhere", Retry.NEVER)
     assert judged(response(299, "odd")).reason == "299 without a usable token, it said: odd"
 
 
 def test_a_body_without_words() -> None:
     """It said nothing, so nothing is told of it."""
     assert judged(response(401, "<br>\n<br>")).reason == "401"
+
+
+@pytest.mark.parametrize(("last", "shown"), [("abcde", 40), ("abcdef", 39)])
+def test_words_that_just_fit(last: str, shown: int) -> None:
+    """A word that ends at the 200th character is shown, one that ends after it is not."""
+    words = [*["abcd"] * 39, last]
+    assert len(" ".join(words)) == 240 - shown
+    assert excerpt(" ".join([*words, "more"])) == " ".join(words[:shown])
+    assert excerpt(" ".join(words)) == " ".join(words[:shown])
+
+
+def test_only_the_beginning_is_read() -> None:
+    """A page that begins with 2,000 blanks shows nothing, so that a huge one costs little."""
+    assert excerpt(" " * 1990 + "late") == "late"
+    assert excerpt(" " * 2000 + "late") == ""
+
+
+def test_the_member_of_a_secret_is_shown() -> None:
+    """Its name stays, and its value goes, however short."""
+    assert excerpt('{"access_token": "dummy", "a": 1}') == '{"access_token": "[removed]", "a": 1}'
