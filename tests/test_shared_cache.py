@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -20,8 +21,15 @@ from typing import Any
 import pytest
 from flavors import VAULT, Flavor, VirtualTime
 
-from azure_imds_credential import IdentityMismatchError, ImdsCredential, ImdsUnavailableError, _fork
+from azure_imds_credential import (
+    IdentityMismatchError,
+    IdentityUnavailableError,
+    ImdsCredential,
+    ImdsUnavailableError,
+    _fork,
+)
 from azure_imds_credential._cache import decision
+from azure_imds_credential._shared import shared_cache
 from azure_imds_credential._shared.shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults, forget_tokens
 
@@ -274,6 +282,58 @@ def test_failing_holders(imds: ImdsEmulator) -> None:
         each.join()
     assert len(errors) == 10
     assert time.monotonic() - begun < 25, "one after the other they take 30 s"
+
+
+def test_refused_holders() -> None:
+    """Where IMDS answers each process with an error, they ask one after the other, within its limits."""
+    with ImdsEmulator(identities=[], latency=1.0) as imds, ThreadPoolExecutor(6) as pool:
+        refusals = [pool.submit(process(imds, timeout=180.0).get_token, VAULT) for _ in range(6)]
+        for each in refusals:
+            with pytest.raises(IdentityUnavailableError):
+                each.result()
+        times = [request.time for request in imds.assert_requests(6)]
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 1.0
+
+
+def test_watchers(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that start while the first one asks wait for its token without taking the lock."""
+    import filelock
+
+    answer, locks, looks = threading.Event(), [], []
+    lock_class, look = filelock.FileLock, shared_cache.SharedLease._look
+
+    def counted_lock(*args: Any, **kwargs: Any) -> Any:
+        locks.append(args)
+        return lock_class(*args, **kwargs)
+
+    def counted_look(lease: shared_cache.SharedLease) -> Any:
+        looks.append(lease)
+        return look(lease)
+
+    monkeypatch.setattr(filelock, "FileLock", counted_lock)
+    monkeypatch.setattr(shared_cache, "HEAD_START", 60.0)
+    imds.script(faults.hold(answer))
+    with ThreadPoolExecutor(4) as pool:
+        tokens = [pool.submit(token_of, process(imds))]
+        imds.wait_for_requests(1)
+        monkeypatch.setattr(shared_cache.SharedLease, "_look", counted_look)
+        tokens += [pool.submit(token_of, process(imds)) for _ in range(3)]
+        eventually(lambda: len(looks) >= 9, 60.0)  # each looks once before it waits
+        answer.set()
+        assert len({each.result() for each in tokens}) == 1
+    assert len(locks) == 1
+    imds.assert_requests(1)
+
+
+def test_watchers_of_a_refusal(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that wait for the first one's token ask as soon as its request has failed."""
+    monkeypatch.setattr(shared_cache, "HEAD_START", 600.0)
+    imds.script(faults.status(400, {"error": "invalid_request", "error_description": "no"}))
+    with pytest.raises(IdentityUnavailableError):
+        token_of(process(imds))
+    begun = time.monotonic()
+    assert token_of(process(imds, timeout=900.0))
+    assert time.monotonic() - begun < 300
 
 
 def test_force_refresh(imds: ImdsEmulator) -> None:

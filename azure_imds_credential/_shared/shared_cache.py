@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 # Seconds.
 LOOK_INTERVAL = 0.05  # between two looks while a caller waits for the token; ten times that while none does
-HEAD_START = 1.0  # for which the others look on before they load and try the lock
+HEAD_START = 1.0  # for which the others only read files, before they import filelock
 SPARE_TIMEOUT = 2.0  # for a better token than one in its last minutes
 RECENT = 30.0  # a token stored within them is the newest there is
-ASKING, FAILED = "asking", "failed"
+
+# What a note says: IMDS was asked, IMDS answered with an error, or nothing answered. Each of the three spares time,
+# processor time or requests: docs/shared-cache.md has the figures.
+ASKING, REFUSED, ABSENT = "asking", "refused", "absent"
 
 _TOKEN, _LOCK, _NOTE = ".token", ".lock", ".note"
 _logger = logging.getLogger("azure_imds_credential")
@@ -111,7 +114,7 @@ class SharedLease:
     def share(self, result: TokenResult) -> TokenResult:
         """Store a result for the other processes, and return what it means for this one."""
         if result.error is not None:
-            self._write_note(FAILED)
+            self._write_note(ABSENT if result.is_absent else REFUSED)
             return self._or_spare(result)
         if self._folder is None or (self._lock is not None and not self._folder.holds(self._name + _LOCK, self._lock)):
             return result  # there is no place for it, or everything was forgotten meanwhile
@@ -175,20 +178,15 @@ class SharedLease:
             request.deadline = min(request.deadline, begun + SPARE_TIMEOUT)
         usable = self._holds_usable(begun) and not request.forced
         no_caller_waits = usable and request.held_until - begun > EXPIRY_MARGIN
-        # Of many processes the first asks at once, and the others need no lock to see it and what it brings.
-        if 0 <= begun - self._read_note(ASKING) < HEAD_START:
-            while self._clock.now() - begun < HEAD_START and self._read_note(ASKING) != NEVER:
-                self._clock.sleep(LOOK_INTERVAL)
-                if (found := self._look()) is not None:
-                    return found
-        else:
-            self._write_note(ASKING)
+        if (found := self._watch_first(begun)) is not None:
+            return found
 
         def is_needless() -> bool:
             if self._look() is not None:
                 return True
-            # The holder failed. One after the other, each would fail as slowly: better all at once.
-            return self._clock.now() - begun >= SPARE_TIMEOUT and self._read_note(FAILED) >= begun
+            # Nothing answers. One process after the other would wait as long for that, so all ask at once. After an
+            # error of IMDS they go on one by one: that is as fast, and stays within its limits.
+            return self._clock.now() - begun >= SPARE_TIMEOUT and self._read_note(ABSENT) >= begun
 
         with import_lock:
             from filelock import FileLock, Timeout
@@ -213,6 +211,17 @@ class SharedLease:
         self._closing.callback(lock.release)
         folder.tidy(self._name)
         return self._look()
+
+    def _watch_first(self, begun: float) -> StoredToken | None:
+        """Watch what the first of many processes brings; return its token. The first one itself does not wait."""
+        if not 0 <= begun - self._read_note(ASKING) < HEAD_START:
+            self._write_note(ASKING)
+            return None
+        while self._clock.now() - begun < HEAD_START and self._read_note(ASKING) != NEVER:
+            self._clock.sleep(LOOK_INTERVAL)
+            if (found := self._look()) is not None:
+                return found
+        return None
 
     def _write_note(self, word: str) -> None:
         """Tell the other processes. This only spares them waits; nothing is lost when it gets lost."""
