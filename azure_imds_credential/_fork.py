@@ -24,17 +24,17 @@ class Cache(Protocol):
     def clear(self) -> None: ...
 
 
-_caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+_caches: set[weakref.ref[Cache]] = set()  # no WeakSet: another thread that adds to it would end our iteration
 
 
 def register(cache: Cache) -> None:
     """Have a cache reset in every forked child."""
-    _caches.add(cache)
+    _caches.add(weakref.ref(cache, _caches.discard))
 
 
 def caches() -> tuple[Cache, ...]:
     """Return the caches that are in use."""
-    return tuple(_caches)
+    return tuple(cache for reference in tuple(_caches) if (cache := reference()) is not None)
 
 
 def _in_child() -> None:

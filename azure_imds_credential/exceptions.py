@@ -108,16 +108,21 @@ class ImdsServiceError(ImdsError):
     """A real IMDS gave 404, 408, 410, 5xx, a malformed response or none, until the time was spent."""
 
 
-def remembered(error: ImdsError, seconds: float) -> ImdsError:
+def remembered(error: ImdsError, seconds: float, *, identity: str, resource: str) -> ImdsError:
     """Return a copy of an error that says how old it is.
 
     Args:
-        error: What was found out before.
+        error: What was found out before, maybe for another identity or resource.
         seconds: How long ago.
+        identity: Which identity is asked for now.
+        resource: What the token is for now.
     """
     join_credential_unavailable(error)
     again = copy.copy(error)
-    again.message = again.exc_msg = f"{error.message} (This is remembered: it was found out {seconds:.0f} s ago.)"
+    again.identity, again.resource = identity, resource
+    asked = "No token for {0.resource}, asked of {0.endpoint} as {0.identity}"
+    message = error.message.replace(asked.format(error), asked.format(again), 1)
+    again.message = again.exc_msg = f"{message} (This is remembered: it was found out {seconds:.0f} s ago.)"
     again.args = (again.message,)
     return again
 

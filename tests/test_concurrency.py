@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import pytest
 from flavors import SYNC, VAULT, Flavor, VirtualTime
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
+from azure_imds_credential._cache import token_cache
+from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW
 from azure_imds_credential._request import TokenResult
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
@@ -191,6 +194,48 @@ def test_an_interrupt_before_the_request_leaves_no_trace(imds: ImdsEmulator, mon
         credential.get_token(VAULT)
     assert credential.get_token(VAULT).token == imds.tokens[0]
     imds.assert_requests(1)
+
+
+@pytest.mark.parametrize("moment", ["_start", "_new_request"])
+def test_an_interrupt_around_the_start_leaves_no_trace(
+    moment: str, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes when the request is noted but not started: the next caller does not wait for it."""
+    owner: Any = TokenCache if moment == "_start" else token_cache
+    original, interrupted = getattr(owner, moment), []
+
+    def interrupt_once(*args: Any) -> Any:
+        if interrupted:
+            return original(*args)
+        interrupted.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, moment, interrupt_once)
+    credential = ImdsCredential(endpoint=imds.endpoint)
+    with pytest.raises(KeyboardInterrupt):
+        credential.get_token(VAULT)
+    entry = credential._options.entry((VAULT,))
+    assert (entry.plain, entry.callers) == (None, 0)
+    assert credential.get_token(VAULT).token == imds.tokens[0]
+    imds.assert_requests(1)
+
+
+def test_caches_may_come_while_tokens_are_forgotten() -> None:
+    """A cache that is made between any two lines, as by another thread, does not disturb `forget_tokens`."""
+    made: list[TokenCache] = []
+
+    def make(frame: FrameType, event: str, arg: object) -> Any:
+        if len(made) < MANY:
+            made.append(TokenCache())
+        return make
+
+    before = sys.gettrace()
+    sys.settrace(make)
+    try:
+        forget_tokens()
+    finally:
+        sys.settrace(before)
+    assert made
 
 
 def test_without_threads_the_caller_asks(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ def test_an_unused_cache_is_not_kept() -> None:
     """Credentials with options come and go: each one's cache goes with it."""
     credential = ImdsCredential(retry_total=0)
     cache = weakref.ref(credential._options.cache)
-    assert cache() in _fork._caches
+    assert cache() in _fork.caches()
     del credential
     gc.collect()
     assert cache() is None

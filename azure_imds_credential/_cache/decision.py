@@ -100,7 +100,8 @@ def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest 
     """Decide for a call that no cached token serves."""
     absence = entry.endpoint.known_absence(now) if call.heeds_absence else None
     if absence is not None:
-        return Fail(remembered(absence.error, now - absence.noted_at))
+        identity, resource = str(entry.key.identity), entry.key.resource
+        return Fail(remembered(absence.error, now - absence.noted_at, identity=identity, resource=resource))
     request = entry.request(forced=forced)
     pause = _identity_pause(entry, call, now)
     if request is None and 0 < pause < call.deadline - now:

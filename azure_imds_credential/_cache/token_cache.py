@@ -135,15 +135,16 @@ class TokenCache:
         """Drop idle entries, each time that the number of entries has doubled."""
         if len(self._entries) >= self._sweep_at:
             now = self.clock.now()
-            self._entries = {key: entry for key, entry in self._entries.items() if not entry.is_idle(now)}
+            self._entries = {key: entry for key, entry in tuple(self._entries.items()) if not entry.is_idle(now)}
             self._sweep_at = max(MIN_SWEEP, 2 * len(self._entries))
 
     def clear(self) -> None:
         """Cache no token, and know nothing of any endpoint."""
         with self._lock:
-            for entry in self._entries.values():
+            # Copies: a finalizer that asks for a token may run in between, on this thread.
+            for entry in tuple(self._entries.values()):
                 entry.clear()
-            for endpoint in self._endpoints.values():
+            for endpoint in tuple(self._endpoints.values()):
                 endpoint.clear()
             for url in tuple(self._urls.values()):  # also those that only caches of the past asked
                 url.clear()
@@ -189,20 +190,25 @@ class TokenCache:
         """Decide, and act on it: the request of a `Fetch` is under way afterwards."""
         new = look = None
         inside = current_request.get()
-        with self._lock:
-            now = self.clock.now()
-            entry.check_wall_clock(now, self.clock)
-            decision = before_fetch(entry, call, now, inside)
-            if isinstance(decision, Fetch) and decision.join is None:
-                new = _new_request(entry, decision, now, inside)
-                entry.set_request(new)
-                decision = decision._replace(join=new)
-            elif isinstance(decision, Fail):
-                look = entry.endpoint.absence_to_look_at(now)
-            elif isinstance(decision, Pause):
-                call.has_paused = True
-        if new is not None:
-            self._start(entry, options, new)
+        try:
+            with self._lock:
+                now = self.clock.now()
+                entry.check_wall_clock(now, self.clock)
+                decision = before_fetch(entry, call, now, inside)
+                if isinstance(decision, Fetch) and decision.join is None:
+                    new = _new_request(entry, decision, now, inside)
+                    entry.set_request(new)
+                    decision = decision._replace(join=new)
+                elif isinstance(decision, Fail):
+                    look = entry.endpoint.absence_to_look_at(now)
+                elif isinstance(decision, Pause):
+                    call.has_paused = True
+            if new is not None:
+                self._start(entry, options, new)
+        except BaseException:  # an interrupt: no other caller may wait for a request that never starts
+            if new is not None and not new.is_running:
+                self._finish(entry, new, None)
+            raise
         if look is not None:
             self._start_look(entry.endpoint, look, options, max(0.0, look.noted_at + LOOK_INTERVAL - now))
         return decision
@@ -220,19 +226,14 @@ class TokenCache:
 
         Where no thread can start, it runs here, unless a cached token serves meanwhile.
         """
-        try:
-            if _start_thread(self._run, entry, options, request):
-                return
-            if request.forced or request.held_until <= request.started:
-                self._run(entry, options, request)
-                return
-            self._finish(entry, request, None)
-            with self._lock:
-                entry.postpone_refresh(self.clock.now())
-        except BaseException:  # an interrupt: no other caller may wait for a request that never starts
-            if not request.is_running:
-                self._finish(entry, request, None)
-            raise
+        if _start_thread(self._run, entry, options, request):
+            return
+        if request.forced or request.held_until <= request.started:
+            self._run(entry, options, request)
+            return
+        self._finish(entry, request, None)
+        with self._lock:
+            entry.postpone_refresh(self.clock.now())
 
     def _run(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
         """Fetch a token and keep what comes."""
