@@ -150,9 +150,12 @@ def copy_of(error: BaseException) -> BaseException:
     """Return a copy for one caller: an instance that is raised twice would mix the tracebacks."""
     join_credential_unavailable(error)
     try:
-        return copy.copy(error)
-    except Exception:  # a user's hook may raise what cannot be copied
+        again = copy.copy(error)
+        # A user's hook may raise what copies badly: a copy runs `__init__` again, over the text that it made before.
+        is_faithful = type(again) is type(error) and again.args == error.args
+    except Exception:  # or what cannot be copied at all
         return error
+    return again if is_faithful else error
 
 
 def timeout_error(key: TokenKey, timeout: float, *, seen: bool, reason: str = "") -> ImdsError:

@@ -316,6 +316,29 @@ def test_an_error_of_a_hook_is_not_taken_for_a_timeout(imds: ImdsEmulator) -> No
     assert not request.result.timed_out
 
 
+class _RewordsItself(Exception):
+    """Its `args` are not those of its constructor, as in many libraries."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no {name}")
+
+
+class _CopiesToSomethingElse(Exception):
+    def __reduce__(self) -> Any:
+        return int, ("5",)
+
+
+@pytest.mark.parametrize("error", [_RewordsItself("key"), _CopiesToSomethingElse("no key")], ids=repr)
+def test_an_error_of_a_hook_arrives_unchanged(flavor: Flavor, imds: ImdsEmulator, error: Exception) -> None:
+    """Each caller raises its own copy of an error, unless the copy would be another error."""
+
+    def hook(request: Any) -> None:
+        raise error
+
+    with pytest.raises(type(error), match="^no key$"):
+        flavor.ask(imds.endpoint, raw_request_hook=hook)
+
+
 def test_hooks_run_in_the_context_of_the_caller(flavor: Flavor, imds: ImdsEmulator) -> None:
     """What a tracer keeps in a context variable is there on the thread of the request."""
     span: ContextVar[str] = ContextVar("span", default="none")
