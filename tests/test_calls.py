@@ -316,26 +316,26 @@ def test_an_error_of_a_hook_is_not_taken_for_a_timeout(imds: ImdsEmulator) -> No
     assert not request.result.timed_out
 
 
-class _RewordsItself(Exception):
+class _RewordingError(Exception):
     """Its `args` are not those of its constructor, as in many libraries."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no {name}")
 
 
-class _CopiesToSomethingElse(Exception):
+class _UncopyableError(Exception):
     def __reduce__(self) -> Any:
         return int, ("5",)
 
 
-@pytest.mark.parametrize("error", [_RewordsItself("key"), _CopiesToSomethingElse("no key")], ids=repr)
+@pytest.mark.parametrize("error", [_RewordingError("key"), _UncopyableError("no key")], ids=repr)
 def test_an_error_of_a_hook_arrives_unchanged(flavor: Flavor, imds: ImdsEmulator, error: Exception) -> None:
     """Each caller raises its own copy of an error, unless the copy would be another error."""
 
     def hook(request: Any) -> None:
         raise error
 
-    with pytest.raises(type(error), match="^no key$"):
+    with pytest.raises(type(error), match=r"^no key$"):
         flavor.ask(imds.endpoint, raw_request_hook=hook)
 
 
