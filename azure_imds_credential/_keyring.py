@@ -53,7 +53,7 @@ class AzureArtifactsKeyring(KeyringBackend):
 
         try:
             return _credential(self.client_id).get_token(_SCOPE).token
-        except ImdsError as error:
+        except (ImdsError, ValueError) as error:  # ValueError: a variable has no usable value
             _log.warning("No password for %s from this machine's identity: %s", urlsplit(service).hostname, error)
             return None
 

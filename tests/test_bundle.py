@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from azure_imds_credential._cli import main
@@ -55,6 +56,22 @@ def test_bundle_is_scrubbed(imds: ImdsEmulator, tmp_path: Path, is_assigned: boo
     lower = text.lower()
     for word in (*SECRETS.values(), "payroll-database", "hunter2", "imds-emulator", "corp.example", *imds.tokens):
         assert word.lower() not in lower, word
+
+
+@pytest.mark.parametrize("profile", ["vm", "vmss", "aci", "aks"])
+def test_bundle_hides_the_machine(imds: ImdsEmulator, tmp_path: Path, profile: str) -> None:
+    """The ARM ID of a machine is told without its names, whatever kind of machine it is."""
+    with ImdsEmulator([SystemAssigned()], profile=profile) as machine:
+        _, _, found = bundled(tmp_path / "bundle.json", "--endpoint", machine.endpoint)
+        *_, claims = (decoded(token) for token in machine.tokens)
+    names = claims["xms_mirid"].split("/")[2::2]
+    told = found["identity"]["resource_id"]
+    assert [name for name in names if "." not in name and name in told.split("/")] == []
+
+
+def decoded(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
 
 
 def test_bundle_contents(imds: ImdsEmulator, tmp_path: Path) -> None:
@@ -121,6 +138,11 @@ def test_bundle_overwrites_nothing(
             "/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/pay/x/virtualMachines/web-1",
             "/subscriptions/guid-1/resourceGroups/name-1/x/virtualMachines/name-2",
         ),
+        (
+            "/resourceGroups/pay/providers/Microsoft.ContainerInstance/containerGroups/pay-1/x/web: refused",
+            "/resourceGroups/name-1/providers/Microsoft.ContainerInstance/containerGroups/name-2/x/name-3: refused",
+        ),
+        ("/providers/Microsoft.Web/sites/name-1", "/providers/Microsoft.Web/sites/name-1"),
         ("1.2.3", "1.2.3"),
         ("nothing of anybody", "nothing of anybody"),
     ],

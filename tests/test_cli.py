@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -202,6 +203,41 @@ def test_endpoint_option(run: Callable[..., Run], imds: ImdsEmulator) -> None:
     imds.assert_requests(0)
 
 
+ASKING = {
+    "token": [VAULT],
+    "whoami": [],
+    "wait": [],
+    "doctor": [],
+    "secret": ["VAULT", "greeting"],
+    "git-credential": ["get"],
+}
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_require_system_assigned(
+    run: Callable[..., Run], imds: ImdsEmulator, vault: VaultDouble, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """With `--require-system-assigned` the token of a user-assigned identity, which IMDS chose, is refused."""
+    imds.remove(SYSTEM)
+    imds.assign(USER)
+    asked = b"protocol=https\nhost=dev.azure.com\n\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(asked)))
+    arguments = [vault.url if each == "VAULT" else each for each in ASKING[command]]
+    ended = run(command, *arguments, "--require-system-assigned")
+    assert ended.code == EXIT_CODES[IdentityMismatchError]
+    assert "leave --require-system-assigned out" in " ".join((ended.out + ended.err).split())
+    assert not [token for token in imds.tokens if token in ended.out + ended.err]
+    imds.assert_requests(1)
+
+
+@pytest.mark.parametrize("argv", [["token", VAULT], ["whoami"], ["wait"], ["doctor"]], ids=lambda argv: argv[0])
+def test_system_assigned(run: Callable[..., Run], imds: ImdsEmulator, argv: list[str]) -> None:
+    """`--require-system-assigned` takes the token of the system-assigned identity, on either side of the command."""
+    imds.assign(USER)
+    assert run(*argv, "--require-system-assigned").code == 0
+    assert run("--require-system-assigned", *argv).code == 0
+
+
 # Errors
 
 MISMATCH = faults.members(resource="https://else.where")
@@ -255,6 +291,10 @@ def test_exit_codes_differ() -> None:
             "one of --client-id, --object-id and --resource-id, got --client-id, --object-id\n",
         ),
         (["token", VAULT, "--client-id", ""], "azure-imds: --client-id must name an identity"),
+        (
+            ["whoami", "--require-system-assigned", "--object-id", "b"],
+            "azure-imds: --require-system-assigned and --object-id exclude each other",
+        ),
         (["token", "two scopes"], "names no resource"),
         (["whoami", "--endpoint", "localhost"], "azure-imds: --endpoint must be a base URL"),
         (["doctor", "--endpoint", "localhost"], "azure-imds: --endpoint must be a base URL"),
@@ -343,7 +383,9 @@ class FakeClocks:
 
 def waiting(**changes: Any) -> argparse.Namespace:
     usual = dict.fromkeys(("client_id", "object_id", "resource_id", "endpoint"))
-    return argparse.Namespace(**{**usual, "scope": VAULT, "timeout": 60.0, "quiet": False, **changes})
+    return argparse.Namespace(
+        **{**usual, "scope": VAULT, "timeout": 60.0, "quiet": False, "require_system_assigned": False, **changes}
+    )
 
 
 def test_wait_until_identity(imds: ImdsEmulator, capsys: pytest.CaptureFixture[str]) -> None:

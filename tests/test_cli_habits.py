@@ -46,7 +46,7 @@ def imds(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImdsEmulator]:
 
 def test_no_arguments_are_help(run: Callable[..., Run]) -> None:
     """Without arguments the help is printed, as with `help`, `-h` and `--help`; that is no error."""
-    assert run() == run("help") == run("-h") == run("--help")
+    assert run() == run("help") == run("-h") == run("--help") == run("help", "help") == run("help", "--json")
     assert (run().code, run().err) == (0, "")
     assert run().out.startswith("usage: azure-imds ")
 
@@ -54,7 +54,7 @@ def test_no_arguments_are_help(run: Callable[..., Run]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(run: Callable[..., Run], command: str) -> None:
     """`help CMD`, `CMD --help` and `--help CMD` are the same."""
-    assert run("help", command) == run(command, "--help") == run("--help", command)
+    assert run("help", command) == run(command, "--help") == run("--help", command) == run("help", "-v", command)
     assert run("help", command).out.startswith(f"usage: azure-imds {command} ")
 
 
@@ -93,6 +93,13 @@ def test_options_that_take_values_agree() -> None:
     assert [name for name, found in kinds.items() if len(found) > 1] == []
 
 
+def test_json_behind_two_dashes_is_no_option(run: Callable[..., Run], imds: ImdsEmulator) -> None:
+    """Behind `--` stands no option: `--json` is a scope there, and the error is told as text."""
+    ran = run("token", "--", "--json")
+    assert (ran.code, ran.out) == (6, "")
+    assert "No token for --json" in ran.err
+
+
 # The right word
 
 
@@ -108,6 +115,11 @@ def test_options_that_take_values_agree() -> None:
         (["--clientid=x", "whoami"], "--clientid=x; did you mean --client-id?", "azure-imds whoami "),
         (["wait", "--timout=5"], "--timout=5; did you mean --timeout?", "azure-imds wait "),
         (["scan", "x", "--jsno"], "--jsno; did you mean --json?", "azure-imds scan "),
+        (["--verison"], "--verison; did you mean --version?", "azure-imds "),
+        (["--hlep"], "--hlep; did you mean --help?", "azure-imds "),
+        (["--jsno", "--client-id", "x"], "--jsno; did you mean --json?", "azure-imds "),
+        (["--", "whoami"], "a command must stand before --\n", "azure-imds "),
+        (["--"], "required: COMMAND\n", "azure-imds "),
         (["wait", "--xyzzy"], "unrecognized arguments: --xyzzy\n", "azure-imds wait "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -398,6 +398,27 @@ def test_wait_on_a_terminal(imds: ImdsEmulator) -> None:
     assert on_terminal(["wait", "--quiet"])[1].startswith(b"The identity can be used")
 
 
+def test_progress_on_a_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that cannot erase a line (TERM=dumb) gets a line for each change, without an escape sequence."""
+    parent, child = pty.openpty()
+    monkeypatch.setenv("TERM", "dumb")
+    try:
+        with os.fdopen(child, "w", closefd=False) as stream:
+            monkeypatch.setattr(sys, "stderr", stream)
+            with output.Progress() as progress:
+                progress.tell("no answer")
+                progress.tell("no answer")
+            stream.write("end")
+            stream.flush()
+        got = b""
+        while not got.endswith(b"end"):
+            got += os.read(parent, 4096)
+    finally:
+        os.close(parent)
+        os.close(child)
+    assert got == b"azure-imds: waiting: no answer\r\nend"
+
+
 def test_progress_line_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The moving line is cut to the width, escaped, and does not outlive the wait."""
     parent, child = pty.openpty()

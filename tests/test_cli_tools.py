@@ -307,6 +307,25 @@ def test_keyring_without_identity(imds: ImdsEmulator, backend: Any, caplog: pyte
     assert "No password for pkgs.dev.azure.com" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "variable", [("AZURE_POD_IDENTITY_AUTHORITY_HOST", "localhost"), ("KEYRING_PROPERTY_CLIENT_ID", " ")]
+)
+def test_keyring_survives_wrong_variables(
+    imds: ImdsEmulator,
+    shared: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variable: tuple[str, str],
+) -> None:
+    """A variable without a usable value is a warning: pip, uv and twine go on without a password."""
+    from azure_imds_credential._keyring import AzureArtifactsKeyring
+
+    monkeypatch.setenv(*variable)
+    assert AzureArtifactsKeyring().get_password(FEED, "me") is None
+    assert "No password for pkgs.dev.azure.com" in caplog.text
+    assert imds.requests == []
+
+
 def test_keyring_names_an_identity(imds: ImdsEmulator, shared: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """KEYRING_PROPERTY_CLIENT_ID names a user-assigned identity."""
     from azure_imds_credential._keyring import AzureArtifactsKeyring

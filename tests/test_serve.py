@@ -432,6 +432,29 @@ def test_serve_hands_instance_metadata_through(target: str) -> None:
         assert imds.requests == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metadata/instance/../identity/oauth2/token",
+        "/metadata/instance/..%2fidentity/oauth2/token",
+        "/metadata/instance/%2e%2e/identity/oauth2/token",
+        "/metadata/instance/compute/%2E./../../identity/oauth2/token",
+        "/metadata/instance/./../identity/oauth2/token",
+        "/metadata/instance/..;/identity/oauth2/token",
+        "/metadata/instance//../../identity/oauth2/token",
+        "/metadata/instance%2f..%2fidentity/oauth2/token",
+        "/metadata/instance/\xe9",
+        "/metadata/instance/\\..\\identity",
+    ],
+)
+def test_serve_instance_paths_lead_nowhere_else(path: str, imds: ImdsEmulator, serve: Serving) -> None:
+    """What is handed through stays below /metadata/instance: no path leads to the token endpoint past the cache."""
+    answer = serve.ask(f"{path}?api-version=2018-02-01&resource={VAULT}")
+    assert answer.status in (400, 404)
+    assert b"access_token" not in answer.data
+    assert imds.requests == []
+
+
 def test_serve_instance_answers_age(imds: ImdsEmulator) -> None:
     """After a minute IMDS is asked again."""
     now = [0.0]

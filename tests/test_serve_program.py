@@ -263,6 +263,20 @@ def test_program_keeps_its_size(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
+@pytest.mark.skipif(not ON_LINUX, reason="elsewhere a pipe has no size that can be chosen")
+def test_program_goes_on_while_its_reader_does_not_read(imds: ImdsEmulator) -> None:
+    """When its output is a pipe that is full, as behind a stopped pager, tokens are served all the same."""
+    with program("--endpoint", imds.endpoint, "--timeout", "5", pipesize=4096) as serve:
+        where = url(serve)
+        for number in range(20):  # each is refused by IMDS, and told in more than 400 bytes
+            assert ask(where, f"{TARGET.partition('&resource=')[0]}&resource=nonsense-{number}-{'x' * 300}") == 400
+        assert ask(where) == 200
+        assert ask(where) == 200
+        assert serve.poll() is None
+        serve.terminate()
+        assert serve.wait(30) == 0
+
+
 def test_program_goes_on_without_a_reader(imds: ImdsEmulator) -> None:
     """When its output has no reader any more, tokens are served all the same."""
     with program("--endpoint", imds.endpoint) as serve:

@@ -37,6 +37,9 @@ _PATTERNS = tuple(
         ("host", r"(?<=://)(?!127\.|169\.254\.169\.254|localhost|management\.azure\.com|vault\.azure\.net)[^/:\s'\"]+"),
     )
 )
+# In an ARM ID types and names take turns behind the provider:
+# https://learn.microsoft.com/rest/api/resources/resources/get-by-id#uri-parameters
+_RESOURCE = re.compile(r"(?<=/providers/)[^/\s]+(?:/[^/\s,;:'\"]+){2,}", re.IGNORECASE)
 
 
 class Scrubber:
@@ -65,9 +68,16 @@ class Scrubber:
     def _text(self, text: str) -> str:
         for kind, pattern in _PATTERNS:
             text = pattern.sub(lambda found, kind=kind: self._word(kind, found[0]), text)  # type: ignore[misc] # kind is bound
-        return text
+        return _RESOURCE.sub(self._resource, text)
+
+    def _resource(self, found: re.Match[str]) -> str:
+        parts = found[0].split("/")
+        parts[2::2] = [self._word("name", name) for name in parts[2::2]]
+        return "/".join(parts)
 
     def _word(self, kind: str, what: str) -> str:
+        if re.fullmatch(rf"{kind}-\d+", what):
+            return what  # it is one of ours
         key = kind, what.lower()
         number = 1 + sum(1 for other, _ in self._seen if other == kind)
         return self._seen.setdefault(key, f"{kind}-{number}")

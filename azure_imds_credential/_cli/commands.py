@@ -36,7 +36,7 @@ from .output import (
 from .text import Terminal, escaped, instant, is_terminal, table
 
 WAIT_EVERY = 5.0  # seconds between two questions of `wait`, ± 20 % so that the pods of a node drift apart
-_IDENTITY = ("client_id", "object_id", "resource_id")
+_IDENTITY = ("client_id", "object_id", "resource_id", "require_system_assigned")
 _ASKED = (*_IDENTITY, "endpoint", "timeout")
 # What passes by itself: IMDS that is not up yet or ill, a node that asks too much, an assignment on its way.
 _PASSING = (e.ImdsUnavailableError, e.IdentityUnavailableError, e.ImdsThrottledError, e.ImdsServiceError)

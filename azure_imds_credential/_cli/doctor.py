@@ -90,7 +90,8 @@ def examine(
     Args:
         scope: What to ask a token for.
         around: What the machine shows; by default this one is looked at.
-        **asked: `client_id`, `object_id`, `resource_id`, `endpoint` and `timeout`, as for `ImdsCredential`.
+        **asked: `client_id`, `object_id`, `resource_id`, `require_system_assigned`, `endpoint` and `timeout`, as for
+            `ImdsCredential`.
     """
     around = around or Surroundings(os.environ)
     findings = list(signs(around, asked.get("endpoint")))

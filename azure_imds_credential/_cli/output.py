@@ -47,6 +47,8 @@ _IN_A_SHELL = {
     "client_id": "--client-id",
     "object_id": "--object-id",
     "resource_id": "--resource-id",
+    "require_system_assigned=True": "--require-system-assigned",
+    "require_system_assigned": "--require-system-assigned",
     "endpoint must": "--endpoint must",
     "timeout must": "--timeout must",
     "shared_cache=True needs": "--shared-cache needs",
@@ -183,7 +185,7 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._width = terminal_of(sys.stderr).width
+        self._width = None if os.environ.get("TERM") == "dumb" else terminal_of(sys.stderr).width  # it cannot erase
         self._reason = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)

@@ -84,14 +84,16 @@ class CommandLine(Parser):
         """
         position = self._position_of_command(argv)
         if position is None:
-            self.parse_args(argv or ["--help"])  # prints help or the version, or says what is missing
-            raise AssertionError("a command is required")
+            self._refuse_unknown(argv)
+            # Prints help or the version, or says what is missing.
+            self.parse_args([each for each in argv if each != "--"] if argv else ["--help"])
+            self.error("a command must stand before --")
         name, options, rest = argv[position], argv[:position], argv[position + 1 :]
         if {"-V", "--version"} & {*options}:
             self.parse_args(["--version"])
         if name == "help":
-            name, rest = (rest[0], ["--help"]) if rest else ("", [])
-            if not name:
+            name, rest = next((each for each in rest if not each.startswith("-")), "help"), ["--help"]
+            if name == "help":
                 self.parse_args(["--help"])
         if name not in self.commands:
             self.error(f"there is no command {name!r}{_suggestion(name, [*self.commands, 'help'])}")
@@ -102,6 +104,14 @@ class CommandLine(Parser):
             near = "".join(_suggestion(each.partition("=")[0], command.options) for each in unknown[:1])
             command.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return arguments
+
+    def _refuse_unknown(self, argv: Sequence[str]) -> None:
+        """Say which option no command has: without a command there is nothing that would."""
+        known = {*self.options, *(name for command in self.commands.values() for name in command.options), "--"}
+        for argument in argv:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                self.error(f"unrecognized arguments: {argument}{_suggestion(name, sorted(known))}")
 
     def _position_of_command(self, argv: Sequence[str]) -> int | None:
         """Return where the command stands: at the first argument that is neither an option nor the value of one."""
@@ -243,6 +253,11 @@ def _asking(timeout: float) -> Parser:
     which.add_argument("--client-id", metavar="GUID", help="client ID of a user-assigned identity")
     which.add_argument("--object-id", metavar="GUID", help="object (principal) ID of a user-assigned identity")
     which.add_argument("--resource-id", metavar="ARM_ID", help="ARM ID of a user-assigned identity")
+    which.add_argument(
+        "--require-system-assigned",
+        action="store_true",
+        help="refuse the token of a user-assigned identity, which IMDS may choose",
+    )
     parent.add_argument(
         "--timeout", type=_seconds, default=timeout, metavar="SECONDS", help="when to give up (default: %(default)g)"
     )

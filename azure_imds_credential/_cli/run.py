@@ -51,7 +51,7 @@ def _run(argv: Sequence[str]) -> int:
     as_json, verbose = "--json" in argv, False  # also where the rest cannot be understood
     try:
         arguments = make_parser().parse(argv)
-        verbose = arguments.verbose
+        as_json, verbose = arguments.json, arguments.verbose
         with _logging(verbose=verbose):
             result: Result = arguments.run(arguments)
         show_result(result, as_json=arguments.json)

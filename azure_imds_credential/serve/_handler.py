@@ -12,7 +12,16 @@ from ._answers import NOT_FOUND, TEXT, Answer, identity_error
 from ._connections import Connections
 from ._instance import Instance
 from ._metrics import CONTENT_TYPE, Metrics, rendered
-from ._requests import TOKEN_PATH, Hosts, TokenQuery, metadata_refusal, refusal, split_target, token_query
+from ._requests import (
+    TOKEN_PATH,
+    Hosts,
+    TokenQuery,
+    is_instance_path,
+    metadata_refusal,
+    refusal,
+    split_target,
+    token_query,
+)
 from ._tokens import Tokens
 
 _NO_PROMETHEUS = Answer(501, b"/metrics needs `pip install prometheus-client`\n", TEXT)
@@ -80,7 +89,7 @@ class Handler:
         if path == TOKEN_PATH:
             asked = metadata_refusal(request.headers) or token_query(query)
             return "token", await self._tokens.answer(asked) if isinstance(asked, TokenQuery) else asked
-        if path == "/metadata/versions" or path == "/metadata/instance" or path.startswith("/metadata/instance/"):
+        if is_instance_path(path):
             refused = metadata_refusal(request.headers)
             return "instance", refused or await self._instance.answer(f"{path}?{query}" if query else path)
         if path == "/healthz":

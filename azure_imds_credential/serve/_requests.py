@@ -19,6 +19,7 @@ from multidict import CIMultiDictProxy
 from ._answers import LOOP_CODE, NO_METADATA_HEADER, WRONG_METHOD, Answer, identity_error
 
 TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a password
+_INSTANCE_PATH = re.compile(r"/metadata/(?:versions|instance(?:/[\w-]+)*)", re.ASCII)
 AGENT = "azure-imds-serve"  # what serve calls itself where it asks; so that it never answers itself
 
 # The parameters of the REST specification (imds/data-plane, 2023-07-01), and `mi_res_id`, which IMDS takes too
@@ -141,6 +142,14 @@ def split_target(target: str) -> tuple[str, str]:
     path, _, query = target.partition("?")
     path = path[1:] if path.startswith("//") else path
     return path if path == "/" else path.removesuffix("/"), query
+
+
+def is_instance_path(path: str) -> bool:
+    """Return whether a path may be handed through to IMDS.
+
+    Its names have letters and digits only. Dots, plain or as %2e, would lead out of it: to the token endpoint, say.
+    """
+    return _INSTANCE_PATH.fullmatch(path) is not None
 
 
 @lru_cache(1024)  # programs ask the same question again and again; a query has at most 8,190 bytes
