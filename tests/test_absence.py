@@ -1,7 +1,7 @@
 """How long it takes to say that there is no IMDS, and for how long that is remembered.
 
 Packets can only be swallowed where there is a network that swallows them: a namespace of its own, with a veth pair on
-whose other end nobody answers. Where the system permits none, those tests are skipped.
+whose other end nothing answers. Where the system permits none, those tests are skipped.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def swallowed() -> dict[str, Any]:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_a_swallowed_syn_is_told_within_3_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
+def test_lost_packets_within_3_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
     """One connect budget of 3 s, which survives one lost SYN, and no retry."""
     name, text, seconds = swallowed[kind]
     assert name == "ImdsUnavailableError"
@@ -142,7 +142,7 @@ def test_a_swallowed_syn_is_told_within_3_3_seconds(swallowed: dict[str, Any], k
 
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_elsewhere_absence_is_told_within_1_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
+def test_other_vendor_within_1_3_seconds(swallowed: dict[str, Any], kind: str) -> None:
     """Where the hardware is known to be another vendor's, the budget is 1 s."""
     name, _, seconds = swallowed[f"{kind} elsewhere"]
     assert name == "ImdsUnavailableError"
@@ -150,7 +150,7 @@ def test_elsewhere_absence_is_told_within_1_3_seconds(swallowed: dict[str, Any],
 
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_a_swallowed_syn_is_told(swallowed: dict[str, Any], kind: str) -> None:
+def test_lost_packets(swallowed: dict[str, Any], kind: str) -> None:
     """The connect budget ends the wait, on any machine, and what is remembered of it is told again."""
     name, text, seconds = swallowed[kind]
     assert name == "ImdsUnavailableError"
@@ -163,7 +163,7 @@ def test_a_swallowed_syn_is_told(swallowed: dict[str, Any], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_an_unreachable_network_is_told_at_once(swallowed: dict[str, Any], kind: str) -> None:
+def test_unreachable_network(swallowed: dict[str, Any], kind: str) -> None:
     """No route: the operating system says so, and so does the error."""
     name, text, seconds = swallowed[f"{kind} unreachable"]
     assert name == "ImdsUnavailableError"
@@ -173,7 +173,7 @@ def test_an_unreachable_network_is_told_at_once(swallowed: dict[str, Any], kind:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", ["sync", "aio"])
-def test_known_absence_costs_under_a_millisecond(swallowed: dict[str, Any], kind: str) -> None:
+def test_remembered_absence_is_fast(swallowed: dict[str, Any], kind: str) -> None:
     """Asked again, the same is said from memory, a new event loop for each call of the aio flavor included."""
     again = swallowed[f"{kind} again"]
     assert {name for name, _, _ in again} == {swallowed[kind][0]}
@@ -181,9 +181,7 @@ def test_known_absence_costs_under_a_millisecond(swallowed: dict[str, Any], kind
     assert sorted(seconds for *_, seconds in again)[len(again) // 2] < 0.001
 
 
-def test_absence_is_remembered_per_endpoint(
-    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_absence_per_endpoint(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent endpoint is not asked again while callers come often; another endpoint is another matter."""
     clock = StillTime()
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
@@ -203,7 +201,7 @@ def test_absence_is_remembered_per_endpoint(
     assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
 
 
-def test_a_listener_ends_the_memory(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a caller asked, connect attempts go on; when one succeeds, the next call gets its token."""
     monkeypatch.setattr(token_cache, "LOOK_INTERVAL", 0.01)
     looks = []
@@ -244,9 +242,7 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("option", [{"force_refresh": True}, {"wait_for_identity": 5}], ids=str)
-def test_urgent_calls_ask_for_real(
-    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, option: dict[str, Any]
-) -> None:
+def test_urgent_calls(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, option: dict[str, Any]) -> None:
     """`force_refresh` and `wait_for_identity` never heed remembered absence."""
     with imds.down(), pytest.raises(ImdsUnavailableError):
         flavor.ask(imds.endpoint)
@@ -256,7 +252,7 @@ def test_urgent_calls_ask_for_real(
     assert flavor.run(credential.get_token(VAULT, force_refresh=force)).token in imds.tokens
 
 
-def test_a_machine_that_just_started_is_given_time(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_that_just_started(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused address is tried again for up to 10 s, once; a program that starts before IMDS gets its token."""
     clock = StillTime(now=30.0)
     monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
@@ -274,7 +270,7 @@ def test_a_machine_that_just_started_is_given_time(flavor: Flavor, monkeypatch: 
         assert clock.now() == before, "given time twice"
 
 
-def test_imds_that_comes_up_at_boot_is_found(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imds_after_boot(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call gets its token when IMDS answers seconds after the program began."""
     with ImdsEmulator() as imds:
         down = imds.down()
@@ -291,7 +287,7 @@ def test_imds_that_comes_up_at_boot_is_found(flavor: Flavor, monkeypatch: pytest
         assert flavor.ask(imds.endpoint).token in imds.tokens
 
 
-def test_no_response_is_remembered_too(flavor: Flavor, virtual_time: VirtualTime) -> None:
+def test_no_response(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """A place that accepts and never speaks costs one read timeout, not one per call."""
     with listening(never_read) as server:
         credential = flavor.ImdsCredential(endpoint=server.url, read_timeout=0.2)
@@ -301,7 +297,7 @@ def test_no_response_is_remembered_too(flavor: Flavor, virtual_time: VirtualTime
         assert server.accepted == 1
 
 
-def test_a_stranger_is_not_remembered(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_other_server(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Something else answered: the next call may find IMDS in its place."""
     imds.script(faults.html())
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
@@ -310,7 +306,7 @@ def test_a_stranger_is_not_remembered(flavor: Flavor, virtual_time: VirtualTime,
     assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
 
 
-def test_a_wait_that_was_cut_short_is_not_remembered(flavor: Flavor, virtual_time: VirtualTime) -> None:
+def test_short_timeout(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """A caller with little time learns nothing about the endpoint that others could use."""
     with listening(never_read) as server:
         for asked in (1, 2):
@@ -319,7 +315,7 @@ def test_a_wait_that_was_cut_short_is_not_remembered(flavor: Flavor, virtual_tim
             assert server.accepted == asked
 
 
-def test_a_seen_endpoint_is_asked_again(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_seen_endpoint(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """A process that has seen IMDS takes the same symptoms for a passing fault, and never remembers absence."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     flavor.run(credential.get_token(VAULT))
@@ -331,7 +327,7 @@ def test_a_seen_endpoint_is_asked_again(flavor: Flavor, virtual_time: VirtualTim
     assert flavor.run(credential.get_token("https://management.azure.com")).token in imds.tokens
 
 
-def test_a_restart_is_ridden_out(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_restart(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Refused, then WireServer in its place, then IMDS again: a process that knows it gets its token."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     flavor.run(credential.get_token(VAULT))
@@ -355,8 +351,8 @@ def test_a_remembered_absence_names_the_request_at_hand(
     assert "remembered" in str(caught.value)
 
 
-def test_private_caches_learn_for_themselves(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """What a credential with its own transport options learns of an endpoint binds nobody else."""
+def test_absence_in_a_private_cache(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """What a credential with its own transport options remembers of an endpoint is not used by other credentials."""
     with imds.down(), pytest.raises(ImdsUnavailableError):
         flavor.ask(imds.endpoint, retry_total=0)
     assert flavor.ask(imds.endpoint).token in imds.tokens
@@ -374,21 +370,19 @@ def test_private_caches_learn_for_themselves(flavor: Flavor, virtual_time: Virtu
         ("win32", "", False),
     ],
 )
-def test_only_known_vendors_shorten_the_wait(platform: str, vendor: str, expected: bool) -> None:
+def test_known_vendors(platform: str, vendor: str, expected: bool) -> None:
     """An unknown vendor says nothing: nested and rebranded machines on Azure exist."""
     assert plainly_not_azure(platform, lambda path: vendor) is expected
 
 
-def test_signs_of_the_machine_only_shorten_the_wait(
-    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imds_on_other_hardware(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """IMDS on hardware that cannot be Azure (an emulator on a Mac) is IMDS."""
     monkeypatch.setattr(connect, "is_plainly_not_azure", lambda: True)
     imds.script(faults.slow(1.2), seconds=math.inf)  # longer than the shortened budget for connecting
     assert flavor.ask(imds.endpoint).token in imds.tokens
 
 
-def test_what_is_forgotten_is_learned_anew(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_forget_tokens(flavor: Flavor, imds: ImdsEmulator) -> None:
     """After `forget_tokens` no token is held, no absence is remembered, and no endpoint was ever seen."""
     with imds.down(), pytest.raises(ImdsUnavailableError):
         flavor.ask(imds.endpoint)
@@ -403,7 +397,7 @@ def test_what_is_forgotten_is_learned_anew(flavor: Flavor, imds: ImdsEmulator) -
         flavor.ask(imds.endpoint, timeout=2)
 
 
-def test_absence_costs_no_cached_token(flavor: Flavor, virtual_time: VirtualTime) -> None:
+def test_absence_and_a_cached_token(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """Where absence is known, a token that came before it is still handed out."""
     with ImdsEmulator(clock=virtual_time.wall) as imds:
         credential = flavor.ImdsCredential(endpoint=imds.endpoint)

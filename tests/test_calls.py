@@ -31,7 +31,7 @@ from azure_imds_credential._request import TokenRequest
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, faults
 
 
-class Crowd:
+class CountedRequests:
     """Counts how many requests IMDS has at once."""
 
     def __init__(self, seconds: float) -> None:
@@ -47,16 +47,16 @@ class Crowd:
             self.running -= 1
 
 
-def test_waiting_for_an_identity_until_the_end_tells_it(flavor: Flavor) -> None:
+def test_wait_for_identity_as_long_as_timeout(flavor: Flavor) -> None:
     """With `wait_for_identity` as long as `timeout` the error is still the one that a chain goes on after."""
     with ImdsEmulator(identities=[]) as imds, pytest.raises(IdentityUnavailableError, match="az vm identity assign"):
         flavor.ask(imds.endpoint, timeout=1, wait_for_identity=1)
 
 
-def test_callers_that_leave_free_no_slot(imds: ImdsEmulator) -> None:
+def test_callers_that_leave(imds: ImdsEmulator) -> None:
     """Five requests at once stay five, though callers with little time leave them."""
-    crowd = Crowd(0.5)
-    imds.script(*[crowd] * 40)
+    counted = CountedRequests(0.5)
+    imds.script(*[counted] * 40)
     patient = ImdsCredential(endpoint=imds.endpoint, timeout=30)
     hasty = ImdsCredential(endpoint=imds.endpoint, timeout=0.2)
     with ThreadPoolExecutor(30) as pool:
@@ -67,10 +67,10 @@ def test_callers_that_leave_free_no_slot(imds: ImdsEmulator) -> None:
             with contextlib.suppress(ImdsError):  # some tokens are there by then
                 hasty.get_token(scope)
         assert all(one.result(30).token for one in waiting)
-    assert 1 < crowd.most <= 5
+    assert 1 < counted.most <= 5
 
 
-def test_a_wait_between_attempts_holds_no_slot(imds: ImdsEmulator) -> None:
+def test_slots_between_attempts(imds: ImdsEmulator) -> None:
     """Five resources that IMDS is asked for again and again do not keep a sixth waiting."""
 
     def ill(reply: Any) -> Iterator[Any]:
@@ -90,8 +90,8 @@ def test_a_wait_between_attempts_holds_no_slot(imds: ImdsEmulator) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def test_a_wait_for_a_slot_lets_a_chain_go_on(flavor: Flavor) -> None:
-    """Where nothing ever answered as IMDS, who waited for a place gets the error that lets a chain go on."""
+def test_chain_after_a_wait_for_a_slot(flavor: Flavor) -> None:
+    """Where IMDS never answered, a caller that waited for a slot gets the error that lets a chain go on."""
     silent = threading.Event()
     with listening(lambda *_: silent.wait(3)) as server, ThreadPoolExecutor(6) as pool:
         for number in range(5):
@@ -103,7 +103,7 @@ def test_a_wait_for_a_slot_lets_a_chain_go_on(flavor: Flavor) -> None:
     assert (caught.value.resource, caught.value.identity) == (VAULT, "the machine's default identity")
 
 
-def test_64_tokens_keep_the_documented_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 resources as fast as possible: never more than 20 requests in a second, so that none is refused."""
     clock = StillTime()
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
@@ -124,7 +124,7 @@ def test_64_tokens_keep_the_documented_rate(monkeypatch: pytest.MonkeyPatch) -> 
         imds.assert_requests(80)
 
 
-def test_failed_forced_refreshes_are_limited(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_failed_forced_refreshes(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Ten claims challenges while IMDS refuses cost one request; half a minute later it is asked again."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     flavor.run(credential.get_token(VAULT))
@@ -141,7 +141,7 @@ def test_failed_forced_refreshes_are_limited(flavor: Flavor, virtual_time: Virtu
     assert flavor.run(credential.get_token(VAULT, force_refresh=True)).token == imds.tokens[-1]
 
 
-def test_a_dead_token_is_not_handed_out(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_hibernation_during_the_response(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """The machine hibernates while the answer comes: the next answer is waited for."""
 
     def hibernate(reply: Any) -> Iterator[Any]:
@@ -154,7 +154,7 @@ def test_a_dead_token_is_not_handed_out(flavor: Flavor, virtual_time: VirtualTim
     imds.assert_requests(2)
 
 
-def test_no_token_is_logged_without_threads(
+def test_log_without_threads(
     imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The caller asks on its own thread; what urllib3 says of a broken header is looked at there too."""
@@ -178,7 +178,7 @@ def test_no_token_is_logged_without_threads(
     assert token.split(".")[2][:20] not in caplog.text
 
 
-def test_a_log_handler_may_ask_for_the_token(imds: ImdsEmulator) -> None:
+def test_log_handler(imds: ImdsEmulator) -> None:
     """An exporter that authenticates with the same credential gets the token at once."""
     credential = ImdsCredential(endpoint=imds.endpoint, timeout=90)
     got = []
@@ -199,7 +199,7 @@ def test_a_log_handler_may_ask_for_the_token(imds: ImdsEmulator) -> None:
     assert got == [imds.tokens[0]]
 
 
-def test_a_hook_that_asks_for_its_own_token_is_told(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_hook_that_waits_for_itself(flavor: Flavor, imds: ImdsEmulator) -> None:
     """It would wait for itself until its time is up; instead it gets an error at once."""
     told: list[BaseException] = []
 
@@ -239,7 +239,7 @@ def _child_gets_a_token(ask: Callable[[], Any]) -> bool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
-def test_a_lock_held_at_the_fork_is_free_in_the_child(imds: ImdsEmulator) -> None:
+def test_locks_in_a_child(imds: ImdsEmulator) -> None:
     """The cache's lock is taken; the child has a new one."""
     credential = ImdsCredential(endpoint=imds.endpoint, timeout=5)
     credential.get_token("https://warm.example")  # so that imports are done
@@ -250,7 +250,7 @@ def test_a_lock_held_at_the_fork_is_free_in_the_child(imds: ImdsEmulator) -> Non
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
-def test_the_slots_of_a_parent_are_free_in_the_child(imds: ImdsEmulator) -> None:
+def test_slots_in_a_child(imds: ImdsEmulator) -> None:
     """Five requests of the parent hang; the child asks at once."""
     answer = threading.Event()
     imds.script(*[faults.hold(answer)] * 5)
@@ -265,7 +265,7 @@ def test_the_slots_of_a_parent_are_free_in_the_child(imds: ImdsEmulator) -> None
             answer.set()
 
 
-def test_an_error_shows_200_characters_at_most(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_length_of_an_error(flavor: Flavor, imds: ImdsEmulator) -> None:
     """However long IMDS's words are."""
     words = " ".join(["word"] * 400)
     imds.script(faults.status(403, {"error": words, "error_description": words}))
@@ -276,14 +276,14 @@ def test_an_error_shows_200_characters_at_most(flavor: Flavor, imds: ImdsEmulato
 
 
 @pytest.mark.parametrize("scope", [["https://vault.azure.net/.default"], 5, None])
-def test_a_scope_of_the_wrong_type_is_named(flavor: Flavor, scope: Any) -> None:
+def test_wrong_type_of_scope(flavor: Flavor, scope: Any) -> None:
     """Also where it could not even be looked up."""
     with pytest.raises((TypeError, ValueError), match="scope"):
         flavor.run(flavor.ImdsCredential().get_token(scope))
 
 
 @pytest.mark.parametrize("busy", ["slots", "window"])
-def test_without_a_slot_in_time_nothing_is_sent(imds: ImdsEmulator, busy: str) -> None:
+def test_no_slot_in_time(imds: ImdsEmulator, busy: str) -> None:
     """A request whose time ends before it has a slot counts as one that a caller with more time may repeat."""
     options = ImdsCredential(endpoint=imds.endpoint, retry_total=0)._options
     cache, entry = options.cache, options.entry((VAULT,))
@@ -301,7 +301,7 @@ def test_without_a_slot_in_time_nothing_is_sent(imds: ImdsEmulator, busy: str) -
     limiter.reset()
 
 
-def test_an_error_of_a_hook_is_not_taken_for_a_timeout(imds: ImdsEmulator) -> None:
+def test_hook_error_is_no_timeout(imds: ImdsEmulator) -> None:
     """No other caller repeats a request for it."""
 
     def hook(request: Any) -> None:
@@ -339,7 +339,7 @@ def test_an_error_of_a_hook_arrives_unchanged(flavor: Flavor, imds: ImdsEmulator
         flavor.ask(imds.endpoint, raw_request_hook=hook)
 
 
-def test_hooks_run_in_the_context_of_the_caller(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_context_of_hooks(flavor: Flavor, imds: ImdsEmulator) -> None:
     """What a tracer keeps in a context variable is there on the thread of the request."""
     span: ContextVar[str] = ContextVar("span", default="none")
     found = []
@@ -351,7 +351,7 @@ def test_hooks_run_in_the_context_of_the_caller(flavor: Flavor, imds: ImdsEmulat
     assert found == ["of the caller"]
 
 
-def test_a_log_filter_that_fails_hangs_no_call(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_log_filter(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logging lets what a filter raises through: the token is handed out all the same, and at once."""
 
     def fail(record: logging.LogRecord) -> bool:
@@ -373,8 +373,8 @@ def test_a_log_filter_that_fails_hangs_no_call(imds: ImdsEmulator, monkeypatch: 
     assert KeyError in [one.exc_type for one in told]
 
 
-def test_an_interrupted_request_ends_quietly(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interrupt comes just after the thread started: its callers were let go, and it has nobody to tell."""
+def test_interrupted_request(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interrupt just after its thread started, a request ends without output."""
     start, threads = threading.Thread.start, []
 
     def start_and_interrupt(self: threading.Thread) -> None:

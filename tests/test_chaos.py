@@ -111,7 +111,7 @@ class Findings:
         if not isinstance(error, ImdsError):
             self.wrong.append(f"an undocumented {error!r}")
         if forced:
-            return  # whoever forces a refresh wants no other token than a new one, and is told that there is none
+            return  # a forced refresh accepts no other token than a new one, so its failure is an error
         for token, since in tuple(self.tokens.get((identity.name, resource), {}).items()):
             left = self.claims(token)["exp"] - fast()
             if since < begun and left > ROUNDING:
@@ -149,7 +149,7 @@ def dribble(reply: Reply) -> Steps:
         yield 0.025
 
 
-def somebody_elses(imds: ImdsEmulator) -> Fault:
+def answers_for_another_identity(imds: ImdsEmulator) -> Fault:
     """A good answer for another identity or resource than was asked."""
 
     def foreign(reply: Reply) -> Steps:
@@ -163,9 +163,9 @@ def somebody_elses(imds: ImdsEmulator) -> Fault:
 
 
 def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[str]:
-    """One trouble after the other, each lasting about a second."""
-    foreign = somebody_elses(imds)
-    troubles: dict[str, Callable[[], None]] = {
+    """Cause one fault after the other, each for about a second."""
+    foreign = answers_for_another_identity(imds)
+    causes: dict[str, Callable[[], None]] = {
         "throttles": lambda: imds.script(imds.answered(faults.throttled()), seconds=30),
         "throttles with Retry-After": lambda: imds.script(faults.throttled(10), seconds=20),
         "updates": lambda: imds.script(faults.status(410), seconds=60),
@@ -179,12 +179,12 @@ def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[s
         "is well": imds.clear_faults,
     }
     caused: Counter[str] = Counter()
-    names = list(troubles)
+    names = list(causes)
     while time.monotonic() < until:
         if not names:
-            names = list(troubles)
+            names = list(causes)
         name = names.pop(chance.randrange(len(names)))
-        troubles[name]()
+        causes[name]()
         caused[name] += 1
         lasts = STAYS_ILL / SPEED if name == "stays ill" else 0.4 + chance.random()
         time.sleep(min(lasts, max(0.0, until - time.monotonic())))
@@ -193,7 +193,7 @@ def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[s
 
 
 @pytest.mark.slow
-def test_nobody_fails_while_a_token_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     """No failed call while a valid token is held, no wrong token, and a bounded rate of requests."""
     shared = FastCache(FastClock())
     monkeypatch.setattr(_options, "process_cache", shared)
@@ -258,9 +258,9 @@ def test_nobody_fails_while_a_token_is_held(monkeypatch: pytest.MonkeyPatch) -> 
         for caller in callers:
             caller.join()
         requests, passed = len(imds.requests), (time.monotonic() - begun_at) * SPEED
-        for flight in threading.enumerate():
-            if flight.name == THREAD_NAME:
-                flight.join(5)
+        for thread in threading.enumerate():
+            if thread.name == THREAD_NAME:
+                thread.join(5)
 
     told = (
         f"{dict(found.calls)}, tokens with {found.least_left:.0f} s left; {requests} requests in {passed:.0f} s, "

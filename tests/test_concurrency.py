@@ -100,8 +100,8 @@ def test_many_resources_keep_the_limits(options: dict[str, Any]) -> None:
         imds.assert_requests(MANY)
 
 
-def test_each_caller_has_an_error_of_its_own() -> None:
-    """A failed flight fails all who waited, each with its own instance: one raised twice would mix tracebacks."""
+def test_own_errors() -> None:
+    """A failed request fails every caller that waits, each with an exception instance of its own."""
     with ImdsEmulator(identities=[], latency=0.3) as imds:
         credential = ImdsCredential(endpoint=imds.endpoint)
         errors = _at_once([lambda: credential.get_token(VAULT)] * 16)
@@ -110,7 +110,7 @@ def test_each_caller_has_an_error_of_its_own() -> None:
         imds.assert_requests(1)
 
 
-def test_a_cancelled_task_leaves_alone(imds: ImdsEmulator) -> None:
+def test_cancelled_task(imds: ImdsEmulator) -> None:
     """The task that asked first is cancelled; the request goes on and serves the rest."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -133,7 +133,7 @@ def test_a_cancelled_task_leaves_alone(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
-def test_a_loop_that_ends_leaves_alone(imds: ImdsEmulator) -> None:
+def test_ended_loop(imds: ImdsEmulator) -> None:
     """`asyncio.run` ends while its task waits; a thread and another loop get the token of the same request."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -154,8 +154,8 @@ def test_a_loop_that_ends_leaves_alone(imds: ImdsEmulator) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer signal")
-def test_an_interrupt_reaches_its_caller_alone(imds: ImdsEmulator) -> None:
-    """Ctrl-C in the thread that asked first; who waits with it gets the token of the same request."""
+def test_interrupt(imds: ImdsEmulator) -> None:
+    """Ctrl-C ends the call of the thread that asked first; the other callers get the token of the same request."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -178,8 +178,8 @@ def test_an_interrupt_reaches_its_caller_alone(imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
-def test_an_interrupt_before_the_request_leaves_no_trace(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interrupt comes while the thread of the request is being started: nobody hangs, the next caller asks."""
+def test_interrupt_before_the_request(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interrupt while the thread of the request starts, no call hangs, and the next caller sends a request."""
     start, interrupted = threading.Thread.start, []
 
     def interrupt_once(self: threading.Thread) -> None:
@@ -238,7 +238,7 @@ def test_caches_may_come_while_tokens_are_forgotten() -> None:
     assert made
 
 
-def test_without_threads_the_caller_asks(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_threads(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the interpreter is shutting down: the token comes all the same."""
     start = threading.Thread.start
 
@@ -251,7 +251,7 @@ def test_without_threads_the_caller_asks(flavor: Flavor, imds: ImdsEmulator, mon
     assert flavor.ask(imds.endpoint).token == imds.tokens[0]
 
 
-def test_a_short_timeout_ends_one_call(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_short_timeout(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A short `timeout` ends one caller's wait, not the request."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -265,8 +265,8 @@ def test_a_short_timeout_ends_one_call(flavor: Flavor, imds: ImdsEmulator) -> No
     imds.assert_requests(1)
 
 
-def test_a_caller_with_time_left_asks_again(flavor: Flavor, imds: ImdsEmulator) -> None:
-    """A flight that failed because its leader had little time is taken over by a waiter that has more."""
+def test_longer_timeout(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """When a request fails at the deadline of its caller, a waiting caller with a later deadline sends another."""
     answer = threading.Event()
     imds.script(faults.hang, faults.hold(answer))
     with ThreadPoolExecutor(2) as pool:
@@ -280,8 +280,8 @@ def test_a_caller_with_time_left_asks_again(flavor: Flavor, imds: ImdsEmulator) 
     imds.assert_requests(2)
 
 
-def test_a_request_that_hangs_is_replaced(flavor: Flavor, imds: ImdsEmulator) -> None:
-    """A server that drips its header for ever: the flight overruns its time, and the next caller asks anew."""
+def test_overdue_request(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """When a server sends its header without end, the request exceeds its time, and the next caller sends another."""
     imds.script(faults.drip(0.05, headers=True))
     with pytest.raises(ImdsError):
         flavor.ask(imds.endpoint, timeout=0.3)
@@ -289,7 +289,7 @@ def test_a_request_that_hangs_is_replaced(flavor: Flavor, imds: ImdsEmulator) ->
     imds.assert_requests(2)
 
 
-def test_a_forced_request_is_its_own(imds: ImdsEmulator) -> None:
+def test_forced_request(imds: ImdsEmulator) -> None:
     """While an ordinary request hangs, a forced one goes its own way, and its token outlives the older answer."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -304,7 +304,7 @@ def test_a_forced_request_is_its_own(imds: ImdsEmulator) -> None:
     assert [request.param("bypass_cache") for request in imds.requests] == [None, "true"]
 
 
-def test_hooks_that_ask_use_the_slot_of_their_request(imds: ImdsEmulator) -> None:
+def test_slots_of_hooks(imds: ImdsEmulator) -> None:
     """Five requests whose hooks each wait for one more: the waiting ones give up their places."""
     all_inside = threading.Barrier(MAX_CONCURRENT)
 
@@ -321,7 +321,7 @@ def test_hooks_that_ask_use_the_slot_of_their_request(imds: ImdsEmulator) -> Non
     imds.assert_requests(2 * MAX_CONCURRENT)
 
 
-def test_a_retry_waits_without_a_slot(imds: ImdsEmulator) -> None:
+def test_retry_without_a_slot(imds: ImdsEmulator) -> None:
     """A request that says that it will be repeated has left its place by then."""
     credential, active = ImdsCredential(endpoint=imds.endpoint), list[int]()
     limiter = credential._options.entry((VAULT,)).endpoint.limiter
@@ -345,8 +345,8 @@ def test_a_retry_waits_without_a_slot(imds: ImdsEmulator) -> None:
 
 
 @pytest.mark.parametrize("busy", ["slots", "window"])
-def test_a_busy_imds_is_not_taken_for_absent(imds: ImdsEmulator, busy: str) -> None:
-    """Other credentials of the process have heard of this IMDS: a chain must not move on because they keep it busy."""
+def test_busy_imds(imds: ImdsEmulator, busy: str) -> None:
+    """A chain does not move on because other credentials of the process keep IMDS busy."""
     others = ImdsCredential(endpoint=imds.endpoint)
     others.get_token(VAULT)
     limiter, answer = others._options.entry((VAULT,)).endpoint.limiter, threading.Event()
@@ -368,7 +368,7 @@ def test_a_busy_imds_is_not_taken_for_absent(imds: ImdsEmulator, busy: str) -> N
     assert not others._options.entry((VAULT,)).endpoint.seen
 
 
-def test_an_error_of_a_hook_reaches_the_caller(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_error_of_a_hook(flavor: Flavor, imds: ImdsEmulator) -> None:
     """What a hook raises is handed through as it is, though it was raised on the thread of the request."""
 
     class HookError(Exception):
@@ -382,7 +382,7 @@ def test_an_error_of_a_hook_reaches_the_caller(flavor: Flavor, imds: ImdsEmulato
         flavor.ask(imds.endpoint, raw_response_hook=hook)
 
 
-def test_a_failure_is_not_kept(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_failure_is_not_kept(flavor: Flavor, imds: ImdsEmulator) -> None:
     """No error is kept: the next call asks again, at once (msal keeps a 500 for five seconds)."""
     imds.script(faults.status(500, b'{"error":"x","error_description":"y"}'))
     credential = flavor.ImdsCredential(endpoint=imds.endpoint, retry_total=0)
@@ -392,12 +392,12 @@ def test_a_failure_is_not_kept(flavor: Flavor, imds: ImdsEmulator) -> None:
     imds.assert_requests(2)
 
 
-def test_a_result_can_be_logged() -> None:
+def test_repr_of_a_result() -> None:
     """Its text shows the error and never the token."""
     assert "dummy" not in repr(TokenResult("dummy", 10.0))
 
 
-def test_a_hook_of_a_refresh_gets_the_cached_token(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_hook_of_a_refresh(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """Code that runs inside a refresh and asks for its token needs no newer one than is held."""
     told: list[str] = []
     credential = ImdsCredential(
@@ -418,8 +418,8 @@ def test_a_hook_of_a_refresh_gets_the_cached_token(virtual_time: VirtualTime, im
     assert told[1] == told[0]
 
 
-def test_a_slot_beyond_the_deadline_is_not_taken() -> None:
-    """A crowd with little time leaves the turns at IMDS to those who have more: nothing is sent after its deadline."""
+def test_slot_beyond_the_deadline() -> None:
+    """A caller never takes a slot after its deadline."""
     with ImdsEmulator(latency=0.3) as imds:
         impatient = ImdsCredential(endpoint=imds.endpoint, timeout=0.15)
         for turn in range(4):
@@ -428,7 +428,7 @@ def test_a_slot_beyond_the_deadline_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["its thread runs", "its thread begins later"])
-def test_an_interrupt_at_the_start_costs_no_second_request(
+def test_interrupt_at_the_start(
     flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     """A request that is under way by then is there for others to join; one that is not never begins."""
@@ -457,7 +457,7 @@ def test_an_interrupt_at_the_start_costs_no_second_request(
     imds.assert_requests(1)
 
 
-def test_an_interrupt_keeps_no_lock(imds: ImdsEmulator) -> None:
+def test_interrupt_keeps_no_lock(imds: ImdsEmulator) -> None:
     """Ctrl+C at thirty moments of the wait: later callers, of this key and of another, get their tokens."""
     credential = ImdsCredential(endpoint=imds.endpoint, timeout=20)
     for turn in range(30):

@@ -1,4 +1,4 @@
-"""`timeout` is a hard ceiling, whatever the server does, and a hanging exchange holds up nobody."""
+"""`timeout` is a hard ceiling, whatever the server does, and a hanging request delays no other call."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("name", [*SERVERS, "never reads"])
 @pytest.mark.parametrize("grace", GRACE)
-def test_no_call_outlives_its_timeout(name: str, flavor: Flavor, grace: float) -> None:
+def test_timeout(name: str, flavor: Flavor, grace: float) -> None:
     """A call ends at most 0.2 s after `timeout`, with an error of ours, whatever the server does."""
     with serving(name) as endpoint:
         if flavor.name == "sync":
@@ -113,7 +113,7 @@ def test_no_call_outlives_its_timeout(name: str, flavor: Flavor, grace: float) -
 
 
 @pytest.mark.parametrize("name", ["silence", "body drips", "100 Continue for ever"])
-def test_an_unfinished_answer_is_told_as_one(name: str, flavor: Flavor) -> None:
+def test_unfinished_response(name: str, flavor: Flavor) -> None:
     """The error of a call that ran out of time says where it was asked and that no whole answer came."""
     with serving(name) as endpoint, pytest.raises(ImdsError) as caught:
         flavor.ask(endpoint, timeout=TIMEOUT)
@@ -125,8 +125,8 @@ def test_an_unfinished_answer_is_told_as_one(name: str, flavor: Flavor) -> None:
 
 
 @pytest.mark.parametrize("name", ["body drips", "body drips for ever", "chunks for ever"])
-def test_an_imds_that_never_ends_its_answer_is_ill(name: str, flavor: Flavor) -> None:
-    """Its headers say who it is, so a chain stops there: nobody falls through to another identity."""
+def test_endless_response(name: str, flavor: Flavor) -> None:
+    """A chain stops at IMDS whose response never ends, since its headers identify it: no other identity is used."""
     told: list[type] = []
     for timeout in PATIENCE:
         forget_tokens()
@@ -138,7 +138,7 @@ def test_an_imds_that_never_ends_its_answer_is_ill(name: str, flavor: Flavor) ->
     pytest.fail(f"no timeout brought an ImdsServiceError: {told}")
 
 
-def test_the_last_trouble_is_told_when_the_time_is_up(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_last_error(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A call that ends during a wait or a second attempt tells what the attempt before it brought."""
     told: list[str] = []
     for timeout in (1.2, 12.0, 60.0):
@@ -154,8 +154,8 @@ def test_the_last_trouble_is_told_when_the_time_is_up(flavor: Flavor, imds: Imds
     pytest.fail(f"the trouble was never told: {told}")
 
 
-def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, flavor: Flavor) -> None:
-    """A caller with less time than the one who set out leaves earlier; one with more gets the token."""
+def test_own_deadlines(imds: ImdsEmulator, flavor: Flavor) -> None:
+    """A waiting caller times out at its own deadline; one with a later deadline gets the token."""
     release = threading.Event()
     imds.script(faults.hold(release))
     tokens: list[str] = []
@@ -171,7 +171,7 @@ def test_callers_of_one_flight_leave_at_their_own_deadlines(imds: ImdsEmulator, 
     imds.assert_requests(1)
 
 
-def test_hung_requests_keep_no_slots(imds: ImdsEmulator, flavor: Flavor) -> None:
+def test_hanging_requests_and_slots(imds: ImdsEmulator, flavor: Flavor) -> None:
     """Ten requests that hang leave room for the eleventh."""
     imds.script(*[faults.endless_100_continue(0.005)] * 10)
     callers = [
@@ -186,8 +186,8 @@ def test_hung_requests_keep_no_slots(imds: ImdsEmulator, flavor: Flavor) -> None
     assert flavor.ask(imds.endpoint, timeout=90).token in imds.tokens
 
 
-def test_an_exchange_with_a_silent_server_ends_with_its_caller(flavor: Flavor) -> None:
-    """The thread of an exchange waits for silence no longer than the caller who set out."""
+def test_silent_server(flavor: Flavor) -> None:
+    """The thread of a request to a silent server ends at the deadline of the caller that started it."""
     with listening(never_read) as server:
         with pytest.raises(ImdsError):
             flavor.ask(server.url, timeout=TIMEOUT)
@@ -233,7 +233,7 @@ CHILDREN = {
 }
 
 
-def test_nothing_waits_for_an_exchange_that_hangs() -> None:
+def test_exit_during_a_request() -> None:
     """`asyncio.run` and the interpreter end while the request still hangs, and say nothing."""
     preface = (
         "import asyncio, sys, threading, time\nimport azure_imds_credential.aio, azure_imds_credential._imds.client\n"
@@ -257,7 +257,7 @@ def test_nothing_waits_for_an_exchange_that_hangs() -> None:
         imds.assert_requests(len(CHILDREN))
 
 
-def test_an_endpoint_that_was_imds_is_ill_when_it_hangs(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_hanging_imds(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A chain must not go on to another credential because an IMDS that is known was slow once."""
     flavor.ask(imds.endpoint)
     imds.script(faults.endless_100_continue(0.005))

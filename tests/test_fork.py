@@ -53,14 +53,14 @@ def _in_child(work: Callable[[], Any], timeout: float = 30.0) -> Any:
         child.join()
 
 
-def test_a_child_keeps_the_tokens_of_its_parent(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_tokens_of_the_parent(flavor: Flavor, imds: ImdsEmulator) -> None:
     """No request: a token is valid for the machine, not for a process."""
     token = flavor.ask(imds.endpoint).token
     assert _in_child(lambda: flavor.ask(imds.endpoint).token) == token
     imds.assert_requests(1)
 
 
-def test_48_children_get_their_own_tokens(imds: ImdsEmulator) -> None:
+def test_48_children(imds: ImdsEmulator) -> None:
     """After one request of the parent, each asks for one of eight resources, all at once: 48 are right."""
     credential = ImdsCredential(endpoint=imds.endpoint)
     credential.get_token("https://parent.example/.default")
@@ -93,7 +93,7 @@ def test_48_children_get_their_own_tokens(imds: ImdsEmulator) -> None:
     assert said == ["right"] * CHILDREN
 
 
-def test_a_child_sends_its_own_request(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_request_of_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:
     """The parent's request hangs; it ends in the parent alone, so the child sends its own."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -120,7 +120,7 @@ def _silent() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_silent")
-def test_a_child_of_a_busy_parent_never_hangs(imds: ImdsEmulator) -> None:
+def test_busy_parent(imds: ImdsEmulator) -> None:
     """Threads take and give back every lock there is while the parent forks, again and again."""
     stop = threading.Event()
 
@@ -174,7 +174,7 @@ print(json.dumps([half_done, said]))
 """
 
 
-def test_a_fork_during_the_import_of_msal(imds: ImdsEmulator) -> None:
+def test_fork_during_import(imds: ImdsEmulator) -> None:
     """At six moments of the import: the child gets its token every time."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_DURING_IMPORT]
     results = [
@@ -220,14 +220,14 @@ thread.join()
 
 
 @pytest.mark.parametrize("module", ["msal.managed_identity", "requests.sessions"])
-def test_a_fork_waits_for_what_is_being_loaded(imds: ImdsEmulator, module: str) -> None:
+def test_fork_waits_for_an_import(imds: ImdsEmulator, module: str) -> None:
     """No child inherits an import that never ends."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_WHILE_A_MODULE_IS_LOADED]
     done = subprocess.run([*command, module, imds.endpoint], check=True, capture_output=True, text=True, timeout=600)
     assert done.stdout == "token\n"
 
 
-def test_a_child_sends_its_own_forced_request(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_forced_request_of_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A forced refresh of the parent hangs; the child that forces one sends its own."""
     answer = threading.Event()
     imds.script(faults.hold(answer))
@@ -244,7 +244,7 @@ def test_a_child_sends_its_own_forced_request(flavor: Flavor, imds: ImdsEmulator
 
 
 @pytest.mark.usefixtures("_silent")
-def test_a_private_cache_is_reset_in_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_private_cache_in_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:
     """A lock that is held at the fork, and turns that the parent takes: the child of any cache has its own."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint, timeout=5, retry_total=0)
     flavor.run(credential.get_token(VAULT))
@@ -259,7 +259,7 @@ def test_a_private_cache_is_reset_in_a_child(flavor: Flavor, imds: ImdsEmulator)
     assert active == 0
 
 
-def test_an_unused_cache_is_not_kept() -> None:
+def test_unused_cache() -> None:
     """Credentials with options come and go: each one's cache goes with it."""
     credential = ImdsCredential(retry_total=0)
     cache = weakref.ref(credential._options.cache)

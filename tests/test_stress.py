@@ -23,7 +23,7 @@ PATIENCE = 20 * 86400.0  # seconds of a time that makes leaps of a day
 
 
 @pytest.mark.slow
-def test_no_caller_gets_a_wrong_or_dead_token(virtual_time: VirtualTime) -> None:
+def test_right_tokens(virtual_time: VirtualTime) -> None:
     """Every token is for who and what was asked and has life left; every failure is one that IMDS really had.
 
     Time is put forward by hours while callers ask, tokens age and expire, IMDS fails one request in five, tasks are

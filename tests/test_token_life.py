@@ -33,7 +33,7 @@ def _eventually(what: Any, timeout: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def test_a_cached_token_is_not_asked_for_again(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_cached_token(flavor: Flavor, imds: ImdsEmulator) -> None:
     """One request serves every later call, of both methods."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     tokens = {_token(flavor, credential) for _ in range(5)}
@@ -42,7 +42,7 @@ def test_a_cached_token_is_not_asked_for_again(flavor: Flavor, imds: ImdsEmulato
     imds.assert_requests(1)
 
 
-def test_credentials_share_their_tokens(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_shared_tokens(flavor: Flavor, imds: ImdsEmulator) -> None:
     """Another credential, the other flavor, the scope in another form: the key is endpoint, identity and resource."""
     flavor.ask(imds.endpoint)
     flavor.ask(imds.endpoint + "/", scope=VAULT + "/.default", timeout=5)
@@ -52,7 +52,7 @@ def test_credentials_share_their_tokens(flavor: Flavor, imds: ImdsEmulator) -> N
 
 
 @pytest.mark.parametrize("option", [{"retry_total": 5}, {"user_agent": "mine"}, {"read_timeout": 5}], ids=str)
-def test_pipeline_options_make_the_cache_private(flavor: Flavor, imds: ImdsEmulator, option: dict[str, Any]) -> None:
+def test_private_cache(flavor: Flavor, imds: ImdsEmulator, option: dict[str, Any]) -> None:
     """A pipeline option makes the cache private: no token goes in or out."""
     flavor.ask(imds.endpoint)
     own = flavor.ImdsCredential(endpoint=imds.endpoint, **option)
@@ -62,7 +62,7 @@ def test_pipeline_options_make_the_cache_private(flavor: Flavor, imds: ImdsEmula
     imds.assert_requests(3)
 
 
-def test_other_identities_and_resources_have_tokens_of_their_own(flavor: Flavor) -> None:
+def test_cache_keys(flavor: Flavor) -> None:
     """No token serves for what it is not."""
     one, two = UserAssigned("one"), UserAssigned("two")
     with ImdsEmulator(identities=[one, two]) as imds:
@@ -74,10 +74,10 @@ def test_other_identities_and_resources_have_tokens_of_their_own(flavor: Flavor)
         imds.assert_requests(9)
 
 
-def test_a_stale_token_is_handed_out_during_its_refresh(
+def test_token_during_its_refresh(
     flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past half of its life nobody waits for the refresh, and one refresh serves all."""
+    """Past half of the token's life, calls return the cached token during one refresh that serves all."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
     virtual_time.skip(14 * HOUR)
@@ -94,9 +94,7 @@ def test_a_stale_token_is_handed_out_during_its_refresh(
     imds.assert_requests(2)
 
 
-def test_the_same_token_again_is_asked_for_at_half_its_life(
-    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_same_token_again(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """IMDS has a cache of its own: at half of what is left we ask again, but not more than every 30 s."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
@@ -117,7 +115,7 @@ def test_the_same_token_again_is_asked_for_at_half_its_life(
     assert all(0.4 < ratio < 0.6 for ratio in ratios), ratios
 
 
-def test_a_failed_refresh_keeps_the_token_and_backs_off(
+def test_failed_refresh(
     flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Callers see nothing of it; the next try comes after 30 s, then 60 s, and it ends with the first success."""
@@ -141,9 +139,7 @@ def test_a_failed_refresh_keeps_the_token_and_backs_off(
     imds.assert_requests(4)
 
 
-def test_in_the_last_minutes_one_caller_waits_two_seconds(
-    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_wait_in_the_last_minutes(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """A refresh that answers is waited for; one that hangs delays one caller, and the held token is handed out."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
@@ -162,10 +158,8 @@ def test_in_the_last_minutes_one_caller_waits_two_seconds(
     imds.assert_requests(2)
 
 
-def test_in_the_last_minutes_the_first_caller_gets_the_new_token(
-    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
-    """With an IMDS in good health nobody gets a token that is about to expire."""
+def test_new_token_in_the_last_minutes(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+    """When IMDS answers, no caller gets a token that is about to expire."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
     virtual_time.skip(24 * HOUR - 200)
@@ -173,7 +167,7 @@ def test_in_the_last_minutes_the_first_caller_gets_the_new_token(
     assert _token(flavor, credential) != first
 
 
-def test_an_expired_token_is_never_handed_out(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
+def test_expired_token(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """After its end callers wait for the next one, or get the error."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
@@ -186,9 +180,7 @@ def test_an_expired_token_is_never_handed_out(flavor: Flavor, virtual_time: Virt
 
 
 @pytest.mark.parametrize("seconds", [29.0, -29.0])
-def test_expires_on_follows_the_wall_clock(
-    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
+def test_expires_on(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Age is measured by a clock that is never set; a wall clock that is kept in step moves what callers are told."""
     clock = StillTime()
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
@@ -203,9 +195,7 @@ def test_expires_on_follows_the_wall_clock(
 
 
 @pytest.mark.parametrize("jump", [5 * HOUR, -5 * HOUR, 400 * 24 * HOUR], ids=["forward", "back", "far forward"])
-def test_a_wall_clock_that_was_set_starts_one_refresh(
-    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
+def test_wall_clock_set(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     """It may be a VM that its host paused, so the earlier expiry counts until IMDS has told the life anew."""
     clock = StillTime()
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
@@ -221,9 +211,7 @@ def test_a_wall_clock_that_was_set_starts_one_refresh(
     imds.assert_requests(2)
 
 
-def test_a_machine_that_slept_past_the_expiry_asks_again(
-    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hibernation(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hibernated VM finds its token expired: the boot clock goes on meanwhile."""
     clock = StillTime()
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
@@ -236,7 +224,7 @@ def test_a_machine_that_slept_past_the_expiry_asks_again(
 
 
 @pytest.mark.parametrize("option", [{"force_refresh": True}, {"claims": '{"access_token":{}}'}], ids=str)
-def test_a_forced_refresh_serves_all_callers(flavor: Flavor, imds: ImdsEmulator, option: dict[str, Any]) -> None:
+def test_forced_refresh(flavor: Flavor, imds: ImdsEmulator, option: dict[str, Any]) -> None:
     """Claims or `force_refresh=True`: one request with bypass_cache, whose token all credentials hold from then on."""
     credential, other = flavor.ImdsCredential(endpoint=imds.endpoint), flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
@@ -248,9 +236,7 @@ def test_a_forced_refresh_serves_all_callers(flavor: Flavor, imds: ImdsEmulator,
     assert imds.requests[-1].param("claims") is None
 
 
-def test_forced_refreshes_happen_once_in_30_seconds(
-    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_rate_of_forced_refreshes(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """A storm of claims challenges costs one request; half a minute later it may be forced again."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     tokens = {_token(flavor, credential, force_refresh=True) for _ in range(10)}
@@ -263,7 +249,7 @@ def test_forced_refreshes_happen_once_in_30_seconds(
     imds.assert_requests(2)
 
 
-def test_an_imds_that_refuses_to_bypass_its_cache_is_asked_without(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_refused_bypass(flavor: Flavor, imds: ImdsEmulator) -> None:
     """The effect of the parameter in production is unknown; a 400 to it costs one more request, not the token."""
     imds.script(faults.status(400, b'{"error":"invalid_request","error_description":"Unsupported query variables"}'))
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
@@ -271,8 +257,8 @@ def test_an_imds_that_refuses_to_bypass_its_cache_is_asked_without(flavor: Flavo
     assert [request.param("bypass_cache") for request in imds.requests] == ["true", None]
 
 
-def test_a_failed_forced_refresh_keeps_the_token(flavor: Flavor, imds: ImdsEmulator) -> None:
-    """Who forced it gets the error; all others go on with what is held."""
+def test_failed_forced_refresh(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """The caller that forced the refresh gets the error; the others get the cached token."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
     imds.script(faults.status(403, b'{"error":"x","error_description":"y"}'))
@@ -281,7 +267,7 @@ def test_a_failed_forced_refresh_keeps_the_token(flavor: Flavor, imds: ImdsEmula
     assert _token(flavor, credential) == first
 
 
-def test_the_token_provider_gives_the_token_alone(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_token_provider(flavor: Flavor, imds: ImdsEmulator) -> None:
     """It asks as `get_token` does, and tells a bad scope when it is made."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     provider = credential.token_provider(VAULT + "/.default")
@@ -292,7 +278,7 @@ def test_the_token_provider_gives_the_token_alone(flavor: Flavor, imds: ImdsEmul
         credential.token_provider()
 
 
-def test_whoami_reads_the_token(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_whoami(flavor: Flavor, imds: ImdsEmulator) -> None:
     """The identity that a token speaks for, from its claims."""
     info = flavor.run(flavor.ImdsCredential(endpoint=imds.endpoint).whoami())
     (identity,) = imds.identities
@@ -305,7 +291,7 @@ def test_whoami_reads_the_token(flavor: Flavor, imds: ImdsEmulator) -> None:
     assert info.issued_on < time.time() < info.expires_on
 
 
-def test_a_closed_credential_goes_on(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_closed_credential(flavor: Flavor, imds: ImdsEmulator) -> None:
     """Closing does nothing, as often as it is done, and the credential stays usable."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     flavor.run(credential.close())
@@ -313,7 +299,7 @@ def test_a_closed_credential_goes_on(flavor: Flavor, imds: ImdsEmulator) -> None
     assert _token(flavor, credential)
 
 
-def test_other_keywords_of_sdk_clients_mean_nothing(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_other_keywords(flavor: Flavor, imds: ImdsEmulator) -> None:
     """`tenant_id`, `enable_cae` and whatever comes with them neither change the request nor the key."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     _token(flavor, credential, tenant_id="11111111-1111-1111-1111-111111111111", enable_cae=True, unheard_of=1)
@@ -322,9 +308,7 @@ def test_other_keywords_of_sdk_clients_mean_nothing(flavor: Flavor, imds: ImdsEm
     assert request.param("tenant_id") is None
 
 
-def test_a_short_timeout_does_not_limit_a_refresh(
-    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator
-) -> None:
+def test_timeout_of_a_refresh(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """A refresh behind the callers' backs has 90 s, however short the `timeout` of the caller who noticed."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint, timeout=5)
     first = _token(flavor, credential)
@@ -340,7 +324,7 @@ def test_a_short_timeout_does_not_limit_a_refresh(
     imds.assert_requests(2)
 
 
-def test_in_the_last_minutes_no_caller_waits_beyond_its_timeout(
+def test_timeout_in_the_last_minutes(
     flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two seconds that a refresh is given never outlast `timeout`."""
@@ -357,7 +341,7 @@ def test_in_the_last_minutes_no_caller_waits_beyond_its_timeout(
         answer.set()
 
 
-def test_a_bypass_is_not_repeated_within_30_s(flavor: Flavor, virtual_time: VirtualTime) -> None:
+def test_rate_of_bypasses(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """A forced call whose predecessor's token expired at once asks in the ordinary way; later ones bypass again."""
     with ImdsEmulator(clock=virtual_time.wall, token_lifetime=10) as imds:
         credential = flavor.ImdsCredential(endpoint=imds.endpoint)
@@ -369,7 +353,7 @@ def test_a_bypass_is_not_repeated_within_30_s(flavor: Flavor, virtual_time: Virt
 
 
 @pytest.mark.parametrize("method", ["get_token", "get_token_info"])
-def test_a_second_scope_is_refused_beside_a_cached_token(flavor: Flavor, imds: ImdsEmulator, method: str) -> None:
+def test_second_scope(flavor: Flavor, imds: ImdsEmulator, method: str) -> None:
     """The fast way to a held token does not overlook what is wrong with a call."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     _token(flavor, credential)
@@ -377,7 +361,7 @@ def test_a_second_scope_is_refused_beside_a_cached_token(flavor: Flavor, imds: I
         flavor.run(getattr(credential, method)(VAULT, "https://other.example"))
 
 
-def test_claims_force_a_refresh_in_get_token_info_too(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_claims_in_get_token_info(flavor: Flavor, imds: ImdsEmulator) -> None:
     """Its options carry the challenge that `get_token` takes as an argument."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     first = _token(flavor, credential)
