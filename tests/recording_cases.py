@@ -873,6 +873,57 @@ SECRET_CASES += [
         headers={"Content-Type": "multipart/mixed; boundary=q"},
         body=b"--q\r\nContent-Type: application/gzip\r\n\r\n" + gzip.compress(TOKEN.encode()) + b"\r\n--q--\r\n",
     ),
+    sends("option in a list", {"command": ["/bin/app", "--db-password", "plainone1"]}, "plainone1"),
+    sends(
+        "PowerShell option", {"commandToExecute": "powershell -File a.ps1 -AdminPassword plainone1 -X 1"}, "plainone1"
+    ),
+    sends("curl -u", {"userData": b64("#!/bin/sh\ncurl -s -u admin:plainone1 https://x\n")}, "plainone1"),
+    sends("docker login -p", {"run": "docker login -u reg -p plainone1 reg.azurecr.io"}, "plainone1"),
+    sends("az login -p", {"run": "az login --service-principal -u x -p plainone1 --tenant y"}, "plainone1"),
+    sends(
+        "sshpass", {"run": "sshpass -p plainone1 ssh root@h\necho 'plainone2' | sudo -S ls"}, "plainone1", "plainone2"
+    ),
+    sends("mysql -p", {"run": "mysql -uroot -pplainone1 -e 'select 1'"}, "plainone1"),
+    sends("SQL user", {"sql": "CREATE USER a IDENTIFIED BY 'plainone1'"}, "plainone1"),
+    sends("net user", {"script": ["net user adm plainone1 /add"]}, "plainone1"),
+    sends("echo to chpasswd", {"run": "echo root:plainone1 | chpasswd"}, "plainone1"),
+    sends("htpasswd", {"run": "htpasswd -bc /etc/p admin plainone1"}, "plainone1"),
+    sends(
+        "cloud-init's list of passwords",
+        {"customData": b64("#cloud-config\nchpasswd:\n  list: |\n    azureuser:plainone1\n  expire: false\n")},
+        "plainone1",
+    ),
+    says_text("YAML block", "stringData:\n  a: |\n    plainone1\n  b: plainone2\nc: d\n", "plainone1", "plainone2"),
+    says_text("YAML block of a secret", "x: 1\npassword: >-\n  plainone1\ny: 2\n", "plainone1"),
+    says_text("CSV", "name,password,made\nbob,plainone1,2026-01-01\n", "plainone1", kind="text/csv"),
+    says_text("CSV with quotes", 'User;"Secret Key"\r\n"b;""c";"plain;one1"\r\n', "plain;one1", kind="text/csv"),
+    says(
+        "table of a query",
+        {"tables": [{"columns": [{"name": "user"}, {"name": "password"}], "rows": [["bob", "plainone1"]]}]},
+        "plainone1",
+    ),
+    says("table with plain columns", {"columns": ["n", "clientSecret"], "rows": [[1, "plainone1"]]}, "plainone1"),
+    says_text(
+        "HTML form without quotes",
+        "<html><form><input type=hidden name=id_token value=plainone1><input required type=password value='plainone2'>",
+        "plainone1",
+        "plainone2",
+        kind="text/html",
+    ),
+    says_text("script with a key", 'var c = { apiKey: "plainone1", x: 1 };', "plainone1", kind="text/javascript"),
+    says("password in an error", {"message": "login failed for 'sa' with password 'plainone1'."}, "plainone1"),
+    Case(
+        "every cookie that was sent",
+        ("cookieone1", "cookietwo2"),
+        headers={"Cookie": "a=cookieone1; b=cookietwo2"},
+        answer=b'{"echo": "cookieone1 and cookietwo2"}',
+    ),
+    Case(
+        "header that ends in auth",
+        ("plainone1",),
+        headers={"X-ZUMO-AUTH": "plainone1"},
+        answer=b'{"echo": "plainone1"}',
+    ),
 ]
 
 
@@ -997,4 +1048,24 @@ HARMLESS_CASES = [
     ),
     harmless("latin-1", "prix: 5 \xa3 caf\xe9".encode("latin-1"), "text/plain; charset=iso-8859-1"),
     harmless("lines with CRLF", "a: 1\r\nb: 2\r\n\r\nc\r\n", "text/plain"),
+    harmless("options in a list", {"command": ["app", "--name", "x1y2z3", "-p", "8080:80", "--password", "--verbose"]}),
+    harmless(
+        "commands without a password",
+        "docker run -p 8080:80 x\ncurl -u $ME:$SECRET https://x\nmysql -u root -p db\n",
+        "text/plain",
+    ),
+    harmless("CSV", 'id,"key",name\r\n1,red,"B, ""C"""\r\n2,,\r\n', "text/csv"),
+    harmless(
+        "table of a query",
+        {"tables": [{"columns": [{"name": "n", "type": "int"}, {"name": "key"}], "rows": [[1, "a"], [1.10, None]]}]},
+    ),
+    harmless("lock file", "a@^1:\n  integrity sha512-" + ACCOUNT_KEY + "\n", "text/plain"),
+    harmless("rows without columns", {"rows": [[["a", 1], {"b": []}], "c"], "columns": 3}),
+    harmless(
+        "HTML without quotes",
+        "<!doctype html><html lang=en><form action=/go><input disabled name=q value=abc123><br/></form></html>",
+        "text/html",
+    ),
+    harmless("YAML blocks", "description: |\n  one\n\n  two 2\nlist: >\n  a:b\n", "application/yaml"),
+    harmless("missing secret in prose", {"message": "The password 'db-password' was not found"}),
 ]

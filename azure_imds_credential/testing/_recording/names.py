@@ -30,6 +30,17 @@ _SECRET_WORDS = frozenset(
     adminpassword administratorloginpassword pass
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
+_SECRET_ENDS = (
+    "password",
+    "dbpass",
+    "userpass",
+    "adminpass",
+    "rootpass",
+    "sqlpass",
+    "smtppass",
+    "redispass",
+    "sshpass",
+)
 # The two last words.
 _SECRET_PAIRS = frozenset(
     """
@@ -107,6 +118,9 @@ _DESCRIBING = re.compile(
 )
 
 
+_OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w-]{2,60})")
+
+
 def words_of(name: str) -> list[str]:
     """Return the words of a name in camel case, with dashes, underscores, dots or blanks, in lower case."""
     return [word.lower() for word in _WORD.findall(name)]
@@ -127,7 +141,7 @@ def kind_of(name: str) -> NameKind:
     last, joined, pair = words[-1], "".join(words), "-".join(words[-2:])
     if pair in _KEYS or joined in ("primarykey", "secondarykey"):
         return NameKind.KEY
-    if last in _SECRET_WORDS or joined in _SECRET_WORDS or pair in _SECRET_PAIRS or last.endswith("password"):
+    if last in _SECRET_WORDS or joined in _SECRET_WORDS or pair in _SECRET_PAIRS or last.endswith(_SECRET_ENDS):
         return NameKind.SECRET
     if last == "token" and not _OTHER_TOKENS.intersection(words):
         return NameKind.SECRET if len(words) > 1 else NameKind.KEY
@@ -150,6 +164,12 @@ def kind_of_pair(name: str, value: str) -> NameKind:
 def lists_secrets(name: str) -> bool:
     """Return whether each item of a list under a name is a secret. Plain "keys" and "secrets" may be permissions."""
     return is_container(name) and name.lower() not in ("keys", "secrets", "credentials")
+
+
+def option_name(argument: str) -> str:
+    """Return the name of a command's option that is followed by a secret, "" if this is none."""
+    option = _OPTION.fullmatch(argument)
+    return option["name"] if option is not None and kind_of(option["name"]) is NameKind.SECRET else ""
 
 
 def is_container(name: str) -> bool:

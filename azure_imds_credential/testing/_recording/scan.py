@@ -19,7 +19,7 @@ import yaml
 
 from .bodies import as_text, unpacked
 from .fakes import TOKEN, is_dummy_token, is_fake, looks_signed
-from .names import NameKind, kind_of, kind_of_pair, words_of
+from .names import NameKind, kind_of, kind_of_pair, option_name, words_of
 from .scrub import Scrubber, from_text_base64
 from .shapes import (
     BEARER,
@@ -29,6 +29,7 @@ from .shapes import (
     STORAGE_KEY,
     USER_INFO,
     VAULT_VERSION,
+    commands,
     could_be_key,
     is_harmless,
     is_placeholder,
@@ -36,7 +37,7 @@ from .shapes import (
     is_word,
     known_forms,
 )
-from .structure import Place, from_base64, json_or_none
+from .structure import Place, from_base64, json_or_none, rewrite_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,7 +63,7 @@ _ASSIGNED = re.compile(
     r"(?P<sign>[ \t]*(?::=|=>|={1,3}|:)[ \t]*)"
     r"(?:(?P<p>\\*[rbfuRBFU]?[\"'`])(?P<quoted>[^\n]*?)(?P<e>\\*[\"'`])|\{(?P<braced>[^{}\n]*)\}|(?P<value>[^\s\"'`<>]+))"
 )
-_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"'`]+)(?P=p)")
+_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[A-Za-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"'`]+)(?P=p)")
 _NETRC = re.compile(r"\blogin\s+\S+\s+password\s+(?P<value>\S+)")
 _XML_ELEMENT = re.compile(r"<(?P<name>[\w.:-]+)(?:\s[^<>]*)?>(?P<value>[^<>\n]{4,4096})</(?P=name)>")
 # What a program says instead of a value: a variable, a call, a member, an index, an operator.
@@ -179,6 +180,7 @@ class _Scan:
                 self.text(comment, "comment")
         else:
             self.text(bare, "text")
+            rewrite_csv(bare, self.field)
             for number, line in enumerate(bare.splitlines(), start=1):
                 if line.lstrip().startswith(("{", "[")) and (inner := json_or_none(line)) is not None:
                     self.document(inner, Place(), f"line {number}")
@@ -205,8 +207,11 @@ class _Scan:
         if isinstance(content, dict):
             self.members(content, place, where)
         elif isinstance(content, (list, tuple, set)):
+            option = ""
             for index, item in enumerate(content):
-                self.document(item, place, f"{where}[{index}]")
+                is_option = isinstance(item, str) and item.startswith("-")
+                self.document(item, Place(option) if option and not is_option else place, f"{where}[{index}]")
+                option = option_name(item) if is_option else ""
         elif isinstance(content, bytes):
             self.content(content, where)
         elif isinstance(content, str):
@@ -255,6 +260,12 @@ class _Scan:
             self.document(body, Place(), where)
         elif kind is not NameKind.PUBLIC and not is_fake(value) and not _REFERENCE.fullmatch(value):
             self.judge(value, kind, place, where)
+
+    def field(self, value: str, place: Place) -> str:
+        """Look at a field of a table; it stays as it is."""
+        if kind_of(place.name) in (NameKind.SECRET, NameKind.KEY):
+            self.value(value, place, place.name)
+        return value
 
     def judge(self, value: str, kind: NameKind, place: Place, where: str) -> None:
         """Note a value that is a secret by its name, else what is in it."""
@@ -313,7 +324,8 @@ class _Scan:
             return
         self._seen.add(text)
         has_run = _RUN_OF_16.search(text) is not None
-        if not has_run and not _is_telling(text) and "://" not in text and "PRIVATE KEY" not in text:
+        told = has_run or _is_telling(text) or "://" in text or "PRIVATE KEY" in text or commands(text)
+        if not told:
             return
         self.forms(text, where)
         for line in text.splitlines() if "\n" in text else [text]:
@@ -349,9 +361,11 @@ class _Scan:
                 value = unquote(match["value"])
                 if not _is_harmless_secret(value) and not re.fullmatch(r"pass|pwd|pw|\d+|\{.*|\$.*|:.*", value):
                     self.note("connection string", match["value"], where)
-        for what, pattern in (("connection string", STORAGE_KEY), *(("token", form) for form in known_forms(text))):
+        forms = (("token", form) for form in known_forms(text))
+        given = (("secret value", command) for command in commands(text))
+        for what, pattern in (("connection string", STORAGE_KEY), *forms, *given):
             for match in pattern.finditer(text):
-                if not _is_harmless_secret(match["value"]) and len(set(match["value"])) > 0:
+                if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
                     self.note(what, match["value"], where)
 
     def pairs(self, line: str, where: str) -> None:
@@ -377,7 +391,7 @@ class _Scan:
                 self.assigned(found, line, where)
 
     def named(self, match: re.Match[str], where: str) -> None:
-        name, value = match["name"], match["value"]
+        name, value = match["name"], match["value"].rstrip(",;)")  # in prose and code
         names_it = is_word(value) and ":" not in match[0] and "=" not in match[0]  # --secret NAME
         if not names_it and self.is_secret(name, kind_of_pair(name, value), value, in_document=False):
             self.note(_what(Place(name)), value, where)

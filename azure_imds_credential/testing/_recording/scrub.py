@@ -35,6 +35,7 @@ from .shapes import (
     STORAGE_KEY,
     USER_INFO,
     VAULT_VERSION,
+    commands,
     could_be_key,
     is_harmless,
     is_no_word,
@@ -45,6 +46,7 @@ from .shapes import (
 from .structure import (
     Place,
     from_base64,
+    rewrite_csv,
     rewrite_json,
     rewrite_percent_encoded,
     rewrite_query,
@@ -73,19 +75,25 @@ _SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]{1,20}://)?", re.IGNORECASE)
 _QUOTED_PAIR = re.compile(
     r"(?P<q>\\*[\"'])(?P<name>[\w .:$@-]{1,80})(?P=q)\s*(?::|=>|=)\s*(?P<p>\\*[\"'])(?P<value>.*?)(?P=p)", re.DOTALL
 )
+_UNQUOTED_NAME = re.compile(
+    r"(?<![\w\"'$.-])(?P<name>[A-Za-z_$][\w$-]{0,80})\s*:\s*(?P<p>\\*[\"'])(?P<value>[^\n]*?)(?P=p)"
+)
 _PAIR = re.compile(
     r"(?P<name>[A-Za-z_$][\w.$-]*(?: [A-Za-z]\w*){0,2})[ \t]*(?::=|=>|=)[ \t]*"
     r"(?:(?P<p>\\*[\"'])(?P<quoted>.*?)(?P=p)|\{(?P<braced>[^{}]*)\}|(?P<value>[^;&\s\"'<>]+))",
 )
-_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[a-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
+_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[A-Za-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
 _LINE_PAIR = re.compile(
     r"(?P<head>\s*(?:- )?[\"']?(?P<name>[\w.$ -]{1,80}?)[\"']?\s*:[ \t]+)(?P<value>\S.*?)(?P<end>[\s,]*)"
 )
+# A scalar of YAML whose lines follow; cloud-init's list of users and passwords is one.
+_BLOCK = re.compile(r"(?P<blanks>\s*)(?:- )?[\"']?(?P<name>[\w.-]+)[\"']?:\s+[|>][+-]?\d?[+-]?\s*$")
+_CONTAINER = re.compile(r"(?P<blanks>\s*)[\"']?(?P<name>[\w.-]+)[\"']?:\s*$")
 _PUBLIC_KEY = re.compile(r"ssh-(?:rsa|ed25519|dss) |ecdsa-sha2-|-----BEGIN (?:CERTIFICATE|(?:RSA )?PUBLIC KEY)-----")
 _TOLD_ADDRESS = re.compile(r"(?i)(?<=address)(?P<sign>[:\s'\"(]{1,4})(?P<value>(?:\d{1,3}\.){3}\d{1,3})(?!\.?\d)")
 _TENANT_DOMAIN = re.compile(r"(?i)(?<![\w-])(?P<value>[a-z0-9-]{1,63})(?=\.onmicrosoft\.com)")
 _SIMPLE = re.compile(r"[\w .,]{0,15}")  # too short for anything that is known by its form
-_SECURE_TYPES = frozenset({"securestring", "secureobject", "secret"})
+_SECURE_TYPES = frozenset({"securestring", "secureobject", "secret", "password"})
 _SCHEME_AND_CREDENTIAL = re.compile(
     r"(?P<scheme>(?:Bearer|Basic|D?PoP|SharedKey(?:Lite)?|Token) )(?P<value>\S+)", re.IGNORECASE
 )
@@ -179,7 +187,10 @@ class Scrubber:
             # Each request has a new one. As a constant they are no changes when a session is recorded again.
             return NO_GUID
         if lower in ("cookie", "set-cookie"):
-            return re.sub(r"(?<==)[^;]+", lambda cookie: self._secret(cookie[0], Place(name)), value, count=1)
+            count = 1 if lower == "set-cookie" else 0  # the attributes of one cookie, or more cookies
+            return re.sub(r"(?<==)[^;]+", lambda cookie: self._secret(cookie[0], Place(name)), value, count=count)
+        if lower.endswith("-auth"):
+            return self._secret(value, Place(name)) if is_no_word(value) else value
         if lower in ("authorization", "proxy-authorization") or lower.endswith(
             ("-authorization", "-authorization-auxiliary")
         ):
@@ -241,6 +252,8 @@ class Scrubber:
         changed = rewrite_json(bare, visit, self.number)
         if changed is None:
             changed = rewrite_xml(bare, visit)
+        if changed is None and "\n" in bare:
+            changed = rewrite_csv(bare, visit)
         if changed is None and "\n" in bare and not PRIVATE_KEY.search(bare) and not PUBLISHED.search(bare):
             changed = self._lines(bare, depth)
         return mark + (self._flat(bare, depth) if changed is None else changed)
@@ -255,9 +268,32 @@ class Scrubber:
         blocks = re.split(r"((?:\r?\n){2,})", text)
         if len(blocks) > 1:
             return "".join(self.text(block, depth) if block.strip() else block for block in blocks)
-        return "".join(self._line(line, depth) for line in text.splitlines(keepends=True))
+        made, block, above = [], None, ""
+        container: re.Match[str] | None = None
+        for line in text.splitlines(keepends=True):
+            if block is not None and line.startswith(block["blanks"] + " "):
+                made.append(self._line_of_block(line, depth))
+                continue
+            block, is_list = _BLOCK.match(line), above == "chpasswd:"
+            within = container is not None and line.startswith(container["blanks"] + " ")
+            if block is not None and kind_of(block["name"]) is not NameKind.SECRET and not is_list and not within:
+                block = None
+            if container is None or not line.startswith(container["blanks"] + " "):
+                container = _CONTAINER.match(line)
+                if container is not None and not lists_secrets(container["name"]):
+                    container = None
+            above = line.strip()
+            made.append(self._line(line, depth, () if container is None else (container["name"],)))
+        return "".join(made)
 
-    def _line(self, line: str, depth: int) -> str:
+    def _line_of_block(self, line: str, depth: int) -> str:
+        """Return a line of a secret, or of cloud-init's list of users and passwords."""
+        secret = line.strip()
+        user = re.match(r"[a-z_][\w-]{0,31}:(?=\S)", secret)
+        secret = secret if user is None else secret[user.end() :]
+        return line.replace(secret, self._secret(secret, Place("password"), depth)) if secret else line
+
+    def _line(self, line: str, depth: int, within: tuple[str, ...] = ()) -> str:
         bare = line.rstrip("\r\n")
         head = re.match(r"(?:(?:data|id|event):\s*)?", bare)
         assert head is not None, "every part of the pattern is optional"
@@ -268,7 +304,7 @@ class Scrubber:
         if pair is not None and "://" not in pair["head"]:
             quoted = re.fullmatch(r"([\"']?)(.*)\1", pair["value"])
             assert quoted is not None, "the quotes may be empty"
-            value = self.value(quoted[2], Place(pair["name"].strip()), depth + 1)
+            value = self.value(quoted[2], Place(pair["name"].strip(), above=within), depth + 1)
             return f"{pair['head']}{quoted[1]}{value}{quoted[1]}{pair['end']}{line[len(bare) :]}"
         return self._flat(bare, depth) + line[len(bare) :]
 
@@ -415,7 +451,7 @@ class Scrubber:
         text = PRIVATE_KEY.sub(lambda key: self._within(key, self._private_key(key["value"])), text)
         text = TOKEN.sub(lambda token: self._token(token[0]), text)
         text = _URL.sub(lambda url: self._url(url[0], depth=depth), text)
-        for form in (BEARER, USER_INFO, STORAGE_KEY, *known_forms(text)):
+        for form in (BEARER, USER_INFO, STORAGE_KEY, *known_forms(text), *commands(text)):
             text = form.sub(
                 lambda match: self._within(match, self._secret(match["value"], Place("credential password"))), text
             )
@@ -439,7 +475,7 @@ class Scrubber:
                 rest = self._pairs(rest, depth)
             return self._within(pair, changed + rest, group)
 
-        for pattern in (_QUOTED_PAIR, _PAIR, _ARGUMENT):
+        for pattern in (_QUOTED_PAIR, _UNQUOTED_NAME, _PAIR, _ARGUMENT):
             if "=" in text or ":" in text or "-" in text:
                 text = pattern.sub(change, text)
         return text

@@ -39,7 +39,9 @@ BEARER = re.compile(
 USER_INFO = re.compile(
     r"\b[a-z][a-z0-9+.-]{1,30}://[^\s/?#@:\"'<>]*:(?P<value>[^\s/?#\"'<>]+?)@(?=[\w.\[-])", re.IGNORECASE
 )
-STORAGE_KEY = re.compile(r"(?<![A-Za-z0-9+/])(?P<value>[A-Za-z0-9+/]{86}==)(?![A-Za-z0-9+/=])")  # 64 bytes in base64
+STORAGE_KEY = re.compile(
+    r"(?<![A-Za-z0-9+/])(?<!sha512[-:=])(?P<value>[A-Za-z0-9+/]{86}==)(?![A-Za-z0-9+/=])"
+)  # 64 bytes in base64
 # Forms that their makers publish so that scanners find them: what each begins with or holds, and the form.
 _KNOWN_FORMS = (
     (("gh", "github_pat_", "glpat-"), r"gh[oprsu]_[A-Za-z0-9]{36,}|github_pat_\w{60,}|glpat-[\w-]{20,}"),
@@ -57,6 +59,27 @@ _KNOWN_FORMS = (
 _COMPILED_FORMS = tuple(
     (hints, re.compile(rf"(?<![A-Za-z0-9_])(?P<value>{form})(?![A-Za-z0-9])")) for hints, form in _KNOWN_FORMS
 )
+
+# Commands that take a password without a name that says so; a value that begins like a variable is none.
+_GIVEN = r"(?P<value>(?![$%<{(*-])[^\s\"'|;&]+)"
+_COMMANDS = (
+    ("curl", rf"\bcurl\b[^\n]{{0,200}}?\s(?:-u|--user)[ =]?[\"']?[^\s:\"']+:{_GIVEN}"),
+    (" -p", rf"\b(?:docker|podman|oras|az|acr|registry|nerdctl) login\b[^\n|;&]{{0,200}}?\s-p[ =][\"']?{_GIVEN}"),
+    (" -p", rf"\bsshpass\s+-p[ ]?[\"']?{_GIVEN}"),
+    (" -p", rf"\b(?:mysql(?:dump|admin)?|mariadb)\b[^\n|;&]{{0,200}}?\s-p[\"']?{_GIVEN}"),
+    (" user ", rf"(?i)\bnet1?(?:\.exe)? user \S+ [\"']?{_GIVEN}[\"']? +/add"),
+    ("chpasswd", rf"\becho\s+[\"']?[\w.-]+:{_GIVEN}[\"']?\s*\|\s*(?:sudo\s+)?chpasswd"),
+    ("echo", rf"\becho\s+(?:-n\s+)?[\"']?{_GIVEN}[\"']?\s*\|[^\n|;&]{{0,200}}?(?:sudo\s+-S|--password-stdin|--stdin)"),
+    ("assword", r"(?i)\bpassword\s+(?P<q>[\"'])(?P<value>(?=[^\s\"']*\d)[^\s\"']{6,})(?P=q)"),
+    ("DENTIFIED", r"\bIDENTIFIED (?:WITH \w+ )?BY\s+(?P<q>[\"'])(?P<value>[^\s\"']+)(?P=q)"),
+    ("htpasswd", rf"\bhtpasswd\s+-\w*b\w*\s+\S+\s+\S+\s+[\"']?{_GIVEN}"),
+)
+_COMPILED_COMMANDS = tuple((hint, re.compile(command)) for hint, command in _COMMANDS)
+
+
+def commands(text: str) -> list[re.Pattern[str]]:
+    """Return the commands with a password that a text may hold."""
+    return [command for hint, command in _COMPILED_COMMANDS if hint in text]
 
 
 def known_forms(text: str) -> list[re.Pattern[str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from .names import NameKind, kind_of
+from .names import NameKind, kind_of, option_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 _XML_TOKEN = re.compile(
     r"<!\[CDATA\[(?P<cdata>.*?)\]\]>|<!--(?P<comment>.*?)-->|<[?!][^>]*>|<(?P<close>/?)(?P<tag>[A-Za-z_][\w.:-]*)"
-    r"(?P<attributes>(?:\s+[\w.:-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'))*)\s*(?P<empty>/?)>|(?P<text>[^<]+)",
+    r"(?P<attributes>(?:\s+[\w.:-]+(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>=`]+(?<!/)))?)*)\s*(?P<empty>/?)>|(?P<text>[^<]+)",
     re.DOTALL,
 )
-_XML_ATTRIBUTE = re.compile(r"(?P<name>[\w.:-]+)\s*=\s*(?P<quote>[\"'])(?P<value>.*?)(?P=quote)", re.DOTALL)
+_XML_ATTRIBUTE = re.compile(
+    r"(?P<name>[\w.:-]+)\s*=\s*(?:(?P<quote>[\"'])(?P<quoted>.*?)(?P=quote)|(?P<bare>[^\s\"'<>=`]+(?<!/)))", re.DOTALL
+)
 _PERCENT_RUN = re.compile(
     r"(?:[\w.~!*'()+/:@,;$-]|%[0-9A-Fa-f]{2})*%[0-9A-Fa-f]{2}(?:[\w.~!*'()+/:@,;$-]|%[0-9A-Fa-f]{2})*"
 )
@@ -87,6 +89,8 @@ class _Json:
         changes: list[tuple[int, int, str]],
     ) -> None:
         self.visit, self.visit_number, self.changes = visit, visit_number, changes
+        self.text = text
+        self.columns: list[str] = []
         self.tokens = [(match[0], match.start()) for match in _JSON_TOKEN.finditer(text)]
         self.at = 0
 
@@ -104,11 +108,7 @@ class _Json:
                 self.value(name, beside, above)
                 self.at += 1
                 self.value(pair_name, {}, (name, *above))
-            while self.tokens[self.at][0] != "]":
-                if self.tokens[self.at][0] == ",":
-                    self.at += 1
-                else:
-                    self.value(name, beside, above)
+            self.items(name, beside, above)
             self.at += 1
         else:
             self.at += 1
@@ -117,6 +117,25 @@ class _Json:
                 self.string(word, start, place)
             elif self.visit_number is not None and (word[0].isdigit() or word[0] == "-"):
                 self.note(word, start, self.visit_number(word, place))
+
+    def items(self, name: str, beside: Mapping[str, str], above: tuple[str, ...]) -> None:
+        columns = self.columns if above and name == "" and above[0] == "rows" else []
+        option, index = "", 0
+        while self.tokens[self.at][0] != "]":
+            word = self.tokens[self.at][0]
+            if word == ",":
+                self.at += 1
+                index += 1
+                continue
+            if option and word.startswith('"') and not word.startswith('"-'):
+                self.value(option, {}, (name, *above))
+            elif index < len(columns) and word not in ("{", "["):
+                self.value(columns[index], {}, (name, *above))
+            elif name == "rows" and word == "[":
+                self.value("", beside, (name, *above))
+            else:
+                self.value(name, beside, above)
+            option = option_name(_decoded(word)) if word.startswith('"-') else ""
 
     def name_of_pair(self) -> str:
         """Return the first of two strings that are all of an array: a name, where a pair is written so."""
@@ -134,8 +153,17 @@ class _Json:
                 continue
             self.string(word, start, Place("", {}, above))
             self.at += 2
+            first = self.at
             self.value(_decoded(word), beside, above)
+            if _decoded(word) == "columns":
+                self.columns = self.names_of_columns(first)
         self.at += 1
+
+    def names_of_columns(self, first: int) -> list[str]:
+        """Return the names of the columns of the rows that follow, as Log Analytics and Resource Graph write tables."""
+        (word, start), (_, end) = self.tokens[first], self.tokens[self.at - 1]
+        columns = json.loads(self.text[start : end + 1], strict=False) if word == "[" else []
+        return [str(each.get("name", "")) if isinstance(each, dict) else str(each) for each in columns]
 
     def texts(self) -> dict[str, str]:
         """Return the members of the object that begins here; numbers and truth values as they are written."""
@@ -212,12 +240,11 @@ class _Xml:
             self.change(match, "comment", Place("", {}, above))
 
     def attributes(self, tag: re.Match[str], above: tuple[str, ...]) -> None:
-        start, end = tag.span("attributes")
-        beside = {
-            each["name"]: html.unescape(each["value"]) for each in _XML_ATTRIBUTE.finditer(self.whole, start, end)
-        }
-        for each in _XML_ATTRIBUTE.finditer(self.whole, start, end):
-            self.change(each, "value", Place(_local(each["name"]), beside, above), html.escape)
+        found = list(_XML_ATTRIBUTE.finditer(self.whole, *tag.span("attributes")))
+        beside = {each["name"]: html.unescape(each["quoted"] or each["bare"] or "") for each in found}
+        for each in found:
+            group = "bare" if each["quoted"] is None else "quoted"
+            self.change(each, group, Place(_local(each["name"]), beside, above), html.escape)
 
     def change(
         self, match: re.Match[str], group: str, place: Place, escape: Callable[[str], str] | None = None
@@ -232,6 +259,40 @@ class _Xml:
 
 def _local(name: str) -> str:
     return name.rpartition(":")[2]
+
+
+def rewrite_csv(text: str, visit: Callable[[str, Place], str]) -> str | None:
+    """Change the fields of a table whose first line names its columns; None if no column is one of secrets."""
+    lines = text.splitlines(keepends=True)
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    names = [_csv_value(name) for name in lines[0].rstrip("\r\n").split(delimiter)] if lines else []
+    kinds = {kind_of(name) for name in names}
+    if len(names) < 2 or len(lines) < 2 or not kinds & {NameKind.SECRET, NameKind.KEY}:
+        return None
+    if not all(re.fullmatch(r"[A-Za-z_][\w .()/-]{0,60}", name) for name in names):
+        return None
+    field = re.compile(rf"(?:^|{delimiter})(\"(?:[^\"]|\"\")*\"|[^{delimiter}]*)")
+    made = [lines[0]]
+    for line in lines[1:]:
+        bare = line.rstrip("\r\n")
+        fields = field.findall(bare) if '"' in bare else bare.split(delimiter)
+        if bare and len(fields) != len(names):
+            return None
+        changed = [
+            _csv_changed(old, visit(_csv_value(old), Place(name))) for name, old in zip(names, fields, strict=False)
+        ]
+        made.append(delimiter.join(changed) + line[len(bare) :])
+    return "".join(made)
+
+
+def _csv_value(field: str) -> str:
+    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
+
+
+def _csv_changed(field: str, changed: str) -> str:
+    if changed == _csv_value(field):
+        return field
+    return '"' + changed.replace('"', '""') + '"' if field.startswith('"') else changed
 
 
 def rewrite_query(text: str, visit: Callable[[str, Place], str], above: tuple[str, ...] = ()) -> str:
