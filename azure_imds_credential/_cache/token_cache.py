@@ -88,7 +88,7 @@ class TokenCache:
         self._entries: dict[TokenKey, TokenEntry] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._sweep_at = MIN_SWEEP
-        self._lock = threading.RLock()  # a signal handler may ask for a token while this thread has it
+        self._lock = threading.RLock()  # a signal handler may look for a token while this thread has it
         register(self)
 
     def private_copy(self, *, own_way: bool = False) -> TokenCache:
