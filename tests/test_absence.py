@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -333,6 +334,24 @@ def test_restart(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) 
     flavor.run(credential.get_token(VAULT))
     imds.script(faults.reset(), faults.wireserver(), faults.reset())
     assert flavor.run(credential.get_token("https://management.azure.com")).token in imds.tokens
+
+
+def test_looks_keep_no_context(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks may go on for long: what the caller's context holds is not theirs."""
+    held: ContextVar[str] = ContextVar("held", default="nothing")
+    found: list[str] = []
+    monkeypatch.setattr(token_cache, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(connect, "has_listener", lambda _url: bool(found.append(held.get())))
+    token = held.set("a request of the caller")
+    try:
+        with imds.down():
+            for _ in range(2):
+                with pytest.raises(ImdsUnavailableError):
+                    flavor.ask(imds.endpoint)
+            _wait_until(lambda: len(found) >= 2)
+    finally:
+        held.reset(token)
+    assert set(found) == {"nothing"}
 
 
 def test_a_remembered_absence_names_the_request_at_hand(

@@ -276,7 +276,8 @@ class TokenCache:
             request.run_callbacks()
 
     def _start_look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
-        if not _start_thread(self._look, endpoint, absence, options, delay):
+        # In no context: looks may go on for long, and would keep alive what the caller's context holds.
+        if not contextvars.Context().run(_start_thread, self._look, endpoint, absence, options, delay):
             endpoint.stop_looking()
 
     def _look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
