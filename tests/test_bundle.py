@@ -69,6 +69,21 @@ def test_bundle_hides_the_machine(imds: ImdsEmulator, tmp_path: Path, profile: s
     assert [name for name in names if "." not in name and name in told.split("/")] == []
 
 
+@pytest.mark.parametrize(
+    "argv", [["--client-id", "payroll-app"], ["--resource-id", "payroll-app"], ["--scope", "payroll-app/.default"]]
+)
+def test_bundle_hides_what_was_typed(
+    imds: ImdsEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    """A name that was typed is replaced whatever it looks like, and so is the value of a variable."""
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "hunter2")
+    code, text, _ = bundled(tmp_path / "bundle.json", *argv)
+    assert code != 0
+    assert "AZURE_TOKEN_CREDENTIALS=name-" in text
+    assert "payroll" not in text
+    assert "hunter2" not in text
+
+
 def decoded(token: str) -> dict[str, Any]:
     claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     return claims
@@ -143,6 +158,9 @@ def test_bundle_overwrites_nothing(
             "/resourceGroups/name-1/providers/Microsoft.ContainerInstance/containerGroups/name-2/x/name-3: refused",
         ),
         ("/providers/Microsoft.Web/sites/name-1", "/providers/Microsoft.Web/sites/name-1"),
+        ("fe80::1ff:fe23:4567:890a [fd00::4] 00:0d:3a:01:02:03", "address-1 [address-2] address-3"),
+        ("at 2026-11-27 00:12:34 UTC, [::1]", "at 2026-11-27 00:12:34 UTC, [::1]"),
+        ("tenant contoso.onmicrosoft.com", "tenant host-1.onmicrosoft.com"),
         ("1.2.3", "1.2.3"),
         ("nothing of anybody", "nothing of anybody"),
     ],

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -34,19 +34,30 @@ _PATTERNS = tuple(
         ("user", r"(?<=/home/)[^/\s]+"),
         ("user", r"(?<=\\users\\)[^\\\s]+"),
         ("address", r"(?<![\d.])(?!127\.|169\.254\.169\.254)\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"),
+        (
+            "address",
+            r"(?<![\w:])(?:(?:[0-9a-f]{1,4}:){1,6}(?::[0-9a-f]{1,4}){1,6}|(?:[0-9a-f]{1,4}:){5,7}[0-9a-f]{1,4})(?![\w:])",
+        ),
+        ("host", r"[\w-]+(?=\.onmicrosoft\.com)"),
         ("host", r"(?<=://)(?!127\.|169\.254\.169\.254|localhost|management\.azure\.com|vault\.azure\.net)[^/:\s'\"]+"),
     )
 )
+_GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 # In an ARM ID types and names take turns behind the provider:
 # https://learn.microsoft.com/rest/api/resources/resources/get-by-id#uri-parameters
 _RESOURCE = re.compile(r"(?<=/providers/)[^/\s]+(?:/[^/\s,;:'\"]+){2,}", re.IGNORECASE)
 
 
 class Scrubber:
-    """Replaces what names a person, an identity or a place by a word and a number, the same for the same thing."""
+    """Replaces what names a person, an identity or a place by a word and a number, the same for the same thing.
 
-    def __init__(self) -> None:
+    Args:
+        names: Words that are names, whatever they look like.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
         self._seen: dict[tuple[str, str], str] = {}
+        self._names = [re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])", re.IGNORECASE) for name in names]
 
     def scrub(self, value: Any) -> Any:
         """Return a value of JSON scrubbed."""
@@ -66,6 +77,8 @@ class Scrubber:
         return self.scrub(value)
 
     def _text(self, text: str) -> str:
+        for pattern in self._names:
+            text = pattern.sub(lambda found: self._word("name", found[0]), text)
         for kind, pattern in _PATTERNS:
             text = pattern.sub(lambda found, kind=kind: self._word(kind, found[0]), text)  # type: ignore[misc] # kind is bound
         return _RESOURCE.sub(self._resource, text)
@@ -83,13 +96,21 @@ class Scrubber:
         return self._seen.setdefault(key, f"{kind}-{number}")
 
 
-def write_bundle(path: str, facts: dict[str, Any]) -> None:
+def write_bundle(path: str, facts: dict[str, Any], typed: Iterable[str | None] = ()) -> None:
     """Write what was found to a new file that only its owner can read.
+
+    Args:
+        path: The file.
+        facts: What was found.
+        typed: What was typed to name an identity or a resource.
 
     Raises:
         CommandError: It exists, or cannot be written.
     """
-    text = to_json(Scrubber().scrub({**facts, "environment": _environment(), "versions": _versions()}))
+    told = os.environ.get("AZURE_TOKEN_CREDENTIALS")  # the only variable whose value is told to people
+    # GUIDs, ARM IDs and URLs are known by their form.
+    names = {name for name in (*typed, told) if name and "/" not in name and not _GUID.fullmatch(name)}
+    text = to_json(Scrubber(sorted(names)).scrub({**facts, "environment": _environment(), "versions": _versions()}))
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:

@@ -173,7 +173,8 @@ def doctor(arguments: argparse.Namespace) -> Result:
     if arguments.bundle is not None:
         from .bundle import write_bundle
 
-        write_bundle(arguments.bundle, facts)
+        named = (arguments.client_id, arguments.object_id, arguments.resource_id)
+        write_bundle(arguments.bundle, facts, (*named, arguments.scope.removesuffix("/.default")))
     return Result(facts, report.text, code)
 
 
