@@ -184,6 +184,25 @@ def answers(base: str) -> dict[str, Any]:
     }
 
 
+def test_a_path_that_an_answer_repeats(tmp_path: Path, server: str) -> None:
+    """A key that was read, sent as a part of a path and repeated there by an answer is one fake in all of them."""
+    path, target = tmp_path / "a.yaml", "/api/h/"
+
+    def program(send: Any) -> None:
+        key = send("/listKeys")["primaryKey"]
+        assert send(target + quote(key, safe=""))["path"] == target + quote(key, safe="")
+
+    def live(where: str) -> Any:
+        document = {"primaryKey": FUNCTION_KEY} if where == "/listKeys" else {"path": where}
+        return exchange(server, Case("", (), path=where, answer=json.dumps(document).encode())).json()
+
+    with imds_vcr(path, record_mode="once"):
+        program(live)
+    assert FUNCTION_KEY.rstrip("=") not in decoded(path.read_text())
+    with imds_vcr(path):
+        program(lambda where: requests.get(server + where, timeout=10).json())
+
+
 def test_a_program_replays_with_what_it_read(tmp_path: Path, server: str) -> None:
     """Requests that are built from a replay's own fakes are answered: subscription, names, next links and keys."""
     path, known = tmp_path / "a.yaml", answers(server)

@@ -145,6 +145,12 @@ class Scrubber:
 
     def taint(self) -> None:
         """Replace from now on every known secret wherever it stands."""
+        for real in [real for real in self.secrets if "/" in real]:
+            if any(len(part) >= 16 and part in self.secrets for part in real.split("/")):
+                del self.secrets[real]  # a path that ends in a secret; the secret alone is replaced there
+        for real in list(self.secrets):
+            if real.endswith("=") and (bare := real.rstrip("=")) in self.secrets:  # %3D ended it in a URL
+                self.secrets[bare] = self.secrets[real].rstrip("=")
         tainted = sorted((real for real in self.secrets if self.is_taint(real)), key=len, reverse=True)
         self._tainted = re.compile("|".join(map(re.escape, tainted))) if tainted else None
 
@@ -533,6 +539,8 @@ class Scrubber:
             value = run[0]
             if is_fake(value) or self.is_kept(value, ""):
                 return value
+            if any(len(part) >= 12 and is_fake(part) for part in value.split("/")):  # a path with a fake
+                return "/".join(part if is_fake(part) else self._runs(part, depth) for part in value.split("/"))
             decoded = from_text_base64(value)
             if decoded is not None:
                 changed = self.text(decoded, depth + 1)
@@ -598,7 +606,7 @@ class Scrubber:
         segments = []
         for segment in path.split("/"):
             decoded = unquote(segment)
-            changed = decoded if decoded == segment else encoded(decoded)
+            changed = decoded if decoded == segment else encoded(self._without_known(decoded))
             segments.append(segment if changed == decoded else quote(changed, safe="-._~!$&'()*+,;=:@"))
         path = self._identities("/".join(segments), note)
         return self._outside(_EXEMPT, RUN, lambda run: self._segment(run[0]), path) if len(path) > 16 else path

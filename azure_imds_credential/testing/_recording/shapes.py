@@ -67,10 +67,10 @@ _COMMANDS = (
     (" -p", rf"\b(?:docker|podman|oras|az|acr|registry|nerdctl) login\b[^\n|;&]{{0,200}}?\s-p[ =][\"']?{_GIVEN}"),
     (" -p", rf"\bsshpass\s+-p[ ]?[\"']?{_GIVEN}"),
     (" -p", rf"\b(?:mysql(?:dump|admin)?|mariadb)\b[^\n|;&]{{0,200}}?\s-p[\"']?{_GIVEN}"),
-    (" user ", rf"(?i)\bnet1?(?:\.exe)? user \S+ [\"']?{_GIVEN}[\"']? +/add"),
+    (" user ", rf"\b[Nn][Ee][Tt]1?(?:\.exe)? user \S+ [\"']?{_GIVEN}[\"']? +/add"),
     ("chpasswd", rf"\becho\s+[\"']?[\w.-]+:{_GIVEN}[\"']?\s*\|\s*(?:sudo\s+)?chpasswd"),
     ("echo", rf"\becho\s+(?:-n\s+)?[\"']?{_GIVEN}[\"']?\s*\|[^\n|;&]{{0,200}}?(?:sudo\s+-S|--password-stdin|--stdin)"),
-    ("assword", r"(?i)\bpassword\s+(?P<q>[\"'])(?P<value>(?=[^\s\"']*\d)[^\s\"']{6,})(?P=q)"),
+    ("assword", r"assword\s+(?P<q>[\"'])(?P<value>(?=[^\s\"']*\d)[^\s\"']{6,})(?P=q)"),
     ("DENTIFIED", r"\bIDENTIFIED (?:WITH \w+ )?BY\s+(?P<q>[\"'])(?P<value>[^\s\"']+)(?P=q)"),
     ("htpasswd", rf"\bhtpasswd\s+-\w*b\w*\s+\S+\s+\S+\s+[\"']?{_GIVEN}"),
 )

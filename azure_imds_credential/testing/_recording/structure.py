@@ -263,17 +263,16 @@ def _local(name: str) -> str:
 
 def rewrite_csv(text: str, visit: Callable[[str, Place], str]) -> str | None:
     """Change the fields of a table whose first line names its columns; None if no column is one of secrets."""
-    lines = text.splitlines(keepends=True)
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    names = [_csv_value(name) for name in lines[0].rstrip("\r\n").split(delimiter)] if lines else []
-    kinds = {kind_of(name) for name in names}
-    if len(names) < 2 or len(lines) < 2 or not kinds & {NameKind.SECRET, NameKind.KEY}:
+    header, _, rest = text.partition("\n")
+    delimiter = max(",;\t", key=header.count)
+    names = [_csv_value(name) for name in header.rstrip("\r").split(delimiter)] if len(header) < 4096 else []
+    if len(names) < 2 or not rest or not {kind_of(name) for name in names} & {NameKind.SECRET, NameKind.KEY}:
         return None
     if not all(re.fullmatch(r"[A-Za-z_][\w .()/-]{0,60}", name) for name in names):
         return None
     field = re.compile(rf"(?:^|{delimiter})(\"(?:[^\"]|\"\")*\"|[^{delimiter}]*)")
-    made = [lines[0]]
-    for line in lines[1:]:
+    made = [header + "\n"]
+    for line in rest.splitlines(keepends=True):
         bare = line.rstrip("\r\n")
         fields = field.findall(bare) if '"' in bare else bare.split(delimiter)
         if bare and len(fields) != len(names):
