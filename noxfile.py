@@ -1,9 +1,10 @@
-"""The suite on each Python of this machine: `make test-matrix`. One session for each, named after its version.
+"""The suite on each Python of this machine that setup.cfg names: `make test-matrix`. One session for each.
 
-The tag "ends" is on the oldest and the newest one besides the Python that runs this; `make test-matrix
+A session is named after its version. The tag "ends" is on the oldest and the newest one besides the Python that runs this; `make test-matrix
 NOX="--tags ends"` runs those.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from interpreters import find_interpreters
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 
+ROOT = Path(__file__).parent
+CLAIMED = re.findall(r"Programming Language :: Python :: (3\.\d+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
 DEFAULT = f"{sys.version_info.major}.{sys.version_info.minor}"
-INTERPRETERS = find_interpreters()
+INTERPRETERS = {version: path for version, path in find_interpreters().items() if version in CLAIMED}
 OTHERS = [version for version in INTERPRETERS if version != DEFAULT]
 
 
