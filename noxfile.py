@@ -1,7 +1,7 @@
 """The suite on each Python of this machine that setup.cfg names: `make test-matrix`. One session for each.
 
-A session is named after its version. The tag "ends" is on the oldest and the newest one besides the Python that runs this; `make test-matrix
-NOX="--tags ends"` runs those.
+A session is named after its version. The tag "ends" is on the oldest and the newest one besides the Python that runs
+this; `make test-matrix NOX="--tags ends"` runs those.
 """
 
 import re
