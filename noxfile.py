@@ -4,22 +4,19 @@ A session is named after its version. The tag "ends" is on the oldest and the ne
 this; `make test-matrix NOX="--tags ends"` runs those.
 """
 
-import re
 import sys
 from pathlib import Path
 
 import nox
 
 sys.path.append(str(Path(__file__).parent / "tests"))
-from interpreters import find_interpreters
+from interpreters import claimed_interpreters
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 
-ROOT = Path(__file__).parent
-CLAIMED = re.findall(r"Programming Language :: Python :: (3\.\d+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
 DEFAULT = f"{sys.version_info.major}.{sys.version_info.minor}"
-INTERPRETERS = {version: path for version, path in find_interpreters().items() if version in CLAIMED}
+INTERPRETERS = claimed_interpreters()
 OTHERS = [version for version in INTERPRETERS if version != DEFAULT]
 
 

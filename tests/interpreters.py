@@ -31,6 +31,13 @@ def find_interpreters() -> dict[str, str]:
     return {f"{major}.{minor}{'t' * free}": path for (major, minor, free), (_, path) in sorted(found.items())}
 
 
+def claimed_interpreters() -> dict[str, str]:
+    """Return those that setup.cfg names: the others are tried where a test says so."""
+    text = (Path(__file__).parent.parent / "setup.cfg").read_text(encoding="utf-8")
+    claimed = re.findall(r"Programming Language :: Python :: (3\.\d+)$", text, re.MULTILINE)
+    return {version: path for version, path in find_interpreters().items() if version in claimed}
+
+
 def _candidates() -> Iterator[Path]:
     """Yield each executable that may be one: on the path, installed by pyenv or beside this one, or below /opt."""
     yield Path(sys.executable)
