@@ -83,6 +83,8 @@ class _Guard:
         """Return the method of a socket that takes an address."""
 
         def call(connection: socket.socket, *args: Any) -> Any:
+            if name == "sendmsg":  # its buffers may come from an iterator, as asyncio's do, which is good for one look
+                args = ([*args[0]], *args[1:])
             if connection.family in (socket.AF_INET, socket.AF_INET6):
                 # The address is the last argument, but the fourth of sendmsg, where it may be left out.
                 address: Any = args[-1] if name != "sendmsg" else args[3] if len(args) > 3 else None
