@@ -6,6 +6,7 @@ import ast
 import asyncio
 import math
 import re
+import socket
 import sys
 import threading
 from collections import deque
@@ -270,8 +271,11 @@ def test_serve_gives_no_token_of_others(fault: faults.Fault, imds: ImdsEmulator,
 
 def test_serve_without_imds_says_so() -> None:
     """Nothing upstream is 503 with a body that says it: serve cannot refuse the connection itself."""
-    with serving("http://127.0.0.1:1") as serve:
-        answer = serve.ask()
+    forget_tokens()
+    with socket.socket() as taken:  # bound and not listening, so that nothing else can answer there
+        taken.bind(("127.0.0.1", 0))
+        with serving(f"http://127.0.0.1:{taken.getsockname()[1]}") as serve:
+            answer = serve.ask()
     assert answer.status == 503
     assert answer.json["error"] == "service_unavailable"
     assert "no IMDS behind it" in answer.json["error_description"]
