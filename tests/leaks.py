@@ -33,10 +33,10 @@ class Monitor(logging.Handler):
     def __init__(self) -> None:
         super().__init__(level=logging.NOTSET)
         self.said: list[tuple[str, str]] = []
-        self.beginnings: set[str] = set()  # of each of the three parts of each token
+        self.beginnings: set[str] = set()  # of payload and signature of each token; headers are all alike
 
     def issue(self, token: str) -> str:
-        self.beginnings.update(part[:_TELLING] for part in token.split("."))
+        self.beginnings.update(part[:_TELLING] for part in token.split(".")[1:])
         return token
 
     def emit(self, record: logging.LogRecord) -> None:
