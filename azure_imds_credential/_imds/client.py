@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from types import SimpleNamespace
@@ -140,12 +141,17 @@ class _Exchange(HTTPPolicy[Any, Any]):
         """
         if headers.get("Metadata") != "true" or "X-IDENTITY-HEADER" in headers:
             raise ImdsUnavailableError("The environment began to name another token source while IMDS was asked.")
-        self._client_request_id = headers.get(_CLIENT_REQUEST_ID)
+        # msal sends one since 1.34; IMDS wants the name with x-ms- in front.
+        self._client_request_id = headers.get(_CLIENT_REQUEST_ID) or str(uuid.uuid4())
         request = HttpRequest(
             "GET",
             f"{self._endpoint.url}{TOKEN_PATH}",
             params=params,
-            headers={**headers, "Accept-Encoding": "identity"},  # no Content-Encoding is ever decoded
+            headers={
+                **headers,
+                _CLIENT_REQUEST_ID: self._client_request_id,
+                "Accept-Encoding": "identity",  # no Content-Encoding is ever decoded
+            },
         )
         if self._request.bypass_cache:
             request.url += _BYPASS_CACHE
