@@ -23,8 +23,7 @@ TEST_SECONDS = 600
 # templates, those that measure times or need a namespace, and those marked slow.
 CORE = [
     "arguments", "calls", "captures", "concurrency", "copies", "decision", "emulator_captures", "emulator_rules",
-    "endpoint", "exports", "failures", "no_proxy", "pytest_plugin", "recordings", "response", "retry", "scan",
-    "shared_cache", "source", "token_entry", "token_life", "vault_double",
+    "endpoint", "exports", "failures", "no_proxy", "response", "retry", "source", "token_entry", "token_life",
 ]  # fmt: skip
 EXTRAS_FOR_USERS = {f'extra == "{name}"' for name in ("keyvault", "serve", "shared", "testing")}
 
