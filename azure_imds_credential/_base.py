@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, overload
 
 from ._cache.token_entry import CachedToken, TokenEntry
+from ._identity import MANAGEMENT_SCOPE
 from ._options import CredentialOptions
-from ._whoami import MANAGEMENT_SCOPE
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenRequestOptions

@@ -8,12 +8,13 @@ from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOpt
 
 from ._base import CredentialBase
 from ._cache.token_entry import CachedToken
-from ._federation import checked_assertion
+from ._identity import MANAGEMENT_SCOPE
 from ._options import has_claims
-from ._whoami import MANAGEMENT_SCOPE, IdentityInfo, identity_info
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ._whoami import IdentityInfo
 
 
 class ImdsCredential(CredentialBase):
@@ -28,15 +29,15 @@ class ImdsCredential(CredentialBase):
         force_refresh: bool = False,
         **kwargs: Any,
     ) -> AccessToken:
-        forced = bool(claims or force_refresh)
-        # As `_fresh`, but without a call: SDK clients pass here at each request of theirs.
-        try:
-            cached = self._entries[scopes].cached
-        except (KeyError, TypeError):
-            cached = None
-        if cached is not None and not forced and self._now() < cached.fresh_until:
-            return cached.token
-        return self._fill(scopes, force_refresh=forced).token
+        if not claims and not force_refresh:
+            # As `_fresh`, but without a call: SDK clients pass here at each request of theirs.
+            try:
+                cached = self._entries[scopes].cached
+            except (KeyError, TypeError):
+                cached = None
+            if cached is not None and self._now() < cached.fresh_until:
+                return cached.token
+        return self._fill(scopes, force_refresh=bool(claims or force_refresh)).token
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         forced = has_claims(options)
@@ -54,10 +55,14 @@ class ImdsCredential(CredentialBase):
         return filling.cached
 
     def token_provider(self, *scopes: str) -> Callable[[], str]:
+        from ._federation import checked_assertion  # here, as below: most programs never need it
+
         key = self._options.entry(scopes).key
         return lambda: checked_assertion(self.get_token(*scopes).token, key.resource, str(key.identity))
 
-    def whoami(self, scope: str = MANAGEMENT_SCOPE) -> IdentityInfo:
+    def whoami(self, scope: str = MANAGEMENT_SCOPE) -> "IdentityInfo":
+        from ._whoami import identity_info
+
         return identity_info(self.get_token(scope).token)
 
     def close(self) -> None:

@@ -2,6 +2,9 @@
 
 from typing import Literal, NamedTuple
 
+# What `whoami` asks for unless it is told otherwise.
+MANAGEMENT_SCOPE = "https://management.azure.com/.default"
+
 Kind = Literal["default", "client_id", "object_id", "resource_id"]
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ._cache.token_cache import TokenCache, process_cache
@@ -21,29 +21,30 @@ from ._source import ManagedIdentitySource, source_and_evidence
 from .exceptions import ImdsError, ImdsUnavailableError
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from azure.core.credentials import TokenRequestOptions
 
     from ._cache.token_entry import TokenEntry
 
+    class PipelineOptions(TypedDict, total=False):
+        """The keyword arguments that shape a request. A credential with any of them has a cache of its own."""
+
+        connection_timeout: float | None
+        read_timeout: float | None
+        retry_total: int | None
+        per_call_policies: Any
+        per_retry_policies: Any
+        raw_request_hook: Callable[[Any], Any] | None
+        raw_response_hook: Callable[[Any], Any] | None
+        user_agent: str | None
+        logging_enable: bool | None
+        tracing_options: Mapping[str, Any] | None
+
+
 MAX_SECONDS = 30 * 86400.0  # more is a mistake, and more than locks can wait on some platforms
 
 
-class PipelineOptions(TypedDict, total=False):
-    """The keyword arguments that shape a request. A credential with any of them has a cache of its own."""
-
-    connection_timeout: float | None
-    read_timeout: float | None
-    retry_total: int | None
-    per_call_policies: Any
-    per_retry_policies: Any
-    raw_request_hook: Callable[[Any], Any] | None
-    raw_response_hook: Callable[[Any], Any] | None
-    user_agent: str | None
-    logging_enable: bool | None
-    tracing_options: Mapping[str, Any] | None
-
-
-_PIPELINE_OPTIONS = PipelineOptions.__optional_keys__ | {"transport"}
 _ARGUMENTS = (
     "client_id", "object_id", "resource_id", "endpoint", "timeout", "wait_for_identity", "shared_cache",
     "require_system_assigned",
@@ -264,7 +265,7 @@ def _checked_pipeline_options(given: dict[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in given.items() if not _changes_nothing(name, value)}
     if "proxies" in options:
         raise ValueError("proxies: IMDS is link-local and must not be asked through a proxy; leave the option out")
-    for name in sorted(options.keys() - _PIPELINE_OPTIONS):
+    for name in sorted(options.keys() - _CHECKS.keys()):
         raise TypeError(_unexpected_argument(name))
     for name, value in options.items():
         _CHECKS[name](name, value)
@@ -280,7 +281,7 @@ def _checked_pipeline_options(given: dict[str, Any]) -> dict[str, Any]:
 def _unexpected_argument(name: str) -> str:
     from difflib import get_close_matches  # only for this message
 
-    known = (*_ARGUMENTS, *sorted(_PIPELINE_OPTIONS))
+    known = (*_ARGUMENTS, *sorted(_CHECKS))
     by_letters = {each.replace("_", ""): each for each in known}
     close = get_close_matches(name.lower().replace("_", "").replace("-", ""), by_letters, n=1, cutoff=0.75)
     if close:

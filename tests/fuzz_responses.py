@@ -35,7 +35,9 @@ def judge_one(data: bytes) -> None:
     headers = {name: provider.ConsumeUnicode(20) for name in NAMES if provider.ConsumeBool()}
     if provider.ConsumeBool():
         headers["server"] = "IMDS/1"
-    situation = Situation(*(provider.ConsumeBool() for _ in Situation._fields))
+    situation = Situation(
+        seen=provider.ConsumeBool(), is_booting=provider.ConsumeBool(), has_proxy_agent=provider.ConsumeBool()
+    )
     identity = provider.PickValueInList(IDENTITIES)
     body = provider.ConsumeBytes(4096)
     if provider.ConsumeBool():

@@ -117,7 +117,7 @@ def test_a_first_request(entry: TokenEntry, times: tuple[float, float] | None, f
         _hold(entry, times)
     entry.set_request(_request(forced=not forced))
     decision = before_fetch(entry, _call(force_refresh=forced), NOW, None)
-    assert decision == Fetch(None, 1050.0, 1050.0 + GRACE, forced)
+    assert decision == Fetch(None, 1050.0, 1050.0 + GRACE, forced=forced)
     assert isinstance(decision, Fetch)
     assert decision.in_background is False
 
@@ -156,7 +156,7 @@ def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None
         assert "asked for its token" in str(decision.error)
         assert isinstance(decision.error, ImdsError)
         assert (decision.error.elapsed, decision.error.resource) == (TIMEOUT, "https://a")
-    assert before_fetch(entry, _call(), NOW, _request()) == Fetch(request, 1050.0, 1050.0 + GRACE, False)
+    assert before_fetch(entry, _call(), NOW, _request()) == Fetch(request, 1050.0, 1050.0 + GRACE, forced=False)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_fresh_token(entry: TokenEntry, retry_at: float) -> None:
 def test_a_stale_token(entry: TokenEntry) -> None:
     """A refresh is started, for which no caller waits, and which has 90 s whatever the call has."""
     _hold(entry, STALE)
-    assert before_fetch(entry, _call(), NOW, None) == Fetch(None, NOW + 90.0, NOW, False, in_background=True)
+    assert before_fetch(entry, _call(), NOW, None) == Fetch(None, NOW + 90.0, NOW, forced=False, in_background=True)
 
 
 @pytest.mark.parametrize(("timeout", "waits"), [(50.0, 2.0), (1.5, 1.5)])
@@ -227,7 +227,7 @@ def test_an_expiring_token(entry: TokenEntry, timeout: float, waits: float) -> N
     """The caller that starts the refresh waits for it for two seconds, if it has them."""
     _hold(entry, EXPIRING)
     decision = before_fetch(entry, _call(timeout=timeout), NOW, None)
-    assert decision == Fetch(None, NOW + 90.0, NOW + waits, False, in_background=True)
+    assert decision == Fetch(None, NOW + 90.0, NOW + waits, forced=False, in_background=True)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_refresh_under_way(
     if wait_until is None:
         assert decision == Return(cached)
     else:
-        assert decision == Fetch(entry.plain, NOW + 90.0, wait_until, False, in_background=True)
+        assert decision == Fetch(entry.plain, NOW + 90.0, wait_until, forced=False, in_background=True)
 
 
 @pytest.mark.parametrize("times", [STALE, EXPIRING], ids=str)
@@ -348,7 +348,7 @@ def test_a_forced_failure_is_shared(
         assert isinstance(decision, Fail)
         assert _is_copy(decision.error, error)
     else:
-        assert decision == Fetch(None, 1050.0, 1050.0 + GRACE, True)
+        assert decision == Fetch(None, 1050.0, 1050.0 + GRACE, forced=True)
 
 
 # After a wait.

@@ -84,8 +84,17 @@ headers = st.dictionaries(
     max_size=5,
 )
 responses = st.builds(Response, st.integers(100, 999), headers, bodies, st.sampled_from(["", BROKEN_BODY, LARGE_BODY]))
-failures = st.builds(NoResponse, st.just("connecting failed"), *[st.booleans()] * (len(NoResponse._fields) - 1))
-situations = st.builds(Situation, *[st.booleans()] * len(Situation._fields))
+FLAGS = st.booleans()
+failures = st.builds(
+    NoResponse,
+    st.just("connecting failed"),
+    is_absent=FLAGS,
+    has_listener=FLAGS,
+    is_refused=FLAGS,
+    is_fault=FLAGS,
+    is_shortage=FLAGS,
+)
+situations = st.builds(Situation, seen=FLAGS, is_booting=FLAGS, has_proxy_agent=FLAGS)
 identities = st.sampled_from(
     [
         Identity(),

@@ -1,8 +1,9 @@
 """What a call of `get_token` does next. Pure: an entry, a call and the time in, a decision out."""
 
-# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
+from __future__ import annotations
+
 import math
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from .._endpoint import GRACE
 from .._request import TokenRequest, copy_of, timeout_error
@@ -44,32 +45,60 @@ class TokenCall:
             self.identity_error = error
 
 
-class Return(NamedTuple):
+class _Step:
+    """What a call does next; two are equal that say the same."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment] # as Python sets it where `__eq__` is defined
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class Return(_Step):
     """Hand out this token."""
 
-    cached: CachedToken
+    def __init__(self, cached: CachedToken) -> None:
+        self.cached = cached
 
 
-class Fail(NamedTuple):
+class Fail(_Step):
     """Raise this error."""
 
-    error: BaseException
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
-class Pause(NamedTuple):
+class Pause(_Step):
     """Look again at this time."""
 
-    until: float
+    def __init__(self, until: float) -> None:
+        self.until = until
 
 
-class Fetch(NamedTuple):
-    """Wait for a request."""
+class Fetch(_Step):
+    """Wait for a request.
 
-    join: TokenRequest | None  # None: start one
-    deadline: float  # of a new one
-    wait_until: float
-    forced: bool
-    in_background: bool = False  # a cached token serves, also when the request has not ended by `wait_until`
+    Args:
+        join: The request; None to start one.
+        deadline: Of a new one.
+        wait_until: When this call stops waiting.
+        forced: A newer token is wanted than the one that is cached.
+        in_background: A cached token serves, also when the request has not ended by `wait_until`.
+    """
+
+    def __init__(
+        self,
+        join: TokenRequest | None,
+        deadline: float,
+        wait_until: float,
+        forced: bool,
+        in_background: bool = False,
+    ) -> None:
+        self.join, self.deadline, self.wait_until = join, deadline, wait_until
+        self.forced, self.in_background = forced, in_background
 
 
 Decision: TypeAlias = Return | Fail | Pause | Fetch
@@ -112,7 +141,7 @@ def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest 
     if request is not None and now >= request.deadline + GRACE:
         request = None  # it overran its deadline, and may hang for good
     deadline = call.deadline if request is None else min(call.deadline, request.deadline)
-    return Fetch(request, call.deadline, deadline + GRACE, forced)
+    return Fetch(request, call.deadline, deadline + GRACE, forced=forced)
 
 
 def _refresh(

@@ -198,7 +198,7 @@ class TokenCache:
                 if isinstance(decision, Fetch) and decision.join is None:
                     new = _new_request(entry, decision, now, inside)
                     entry.set_request(new)
-                    decision = decision._replace(join=new)
+                    decision.join = new
                 elif isinstance(decision, Fail):
                     look = entry.endpoint.absence_to_look_at(now)
                 elif isinstance(decision, Pause):

@@ -1,7 +1,6 @@
 """What is cached for one key, how long it serves, and when it is refreshed."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
 import math
 from enum import Enum
 from typing import NamedTuple

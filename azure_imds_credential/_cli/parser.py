@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from .. import __version__
-from .._whoami import MANAGEMENT_SCOPE
+from .._identity import MANAGEMENT_SCOPE
 from ..serve._arguments import add_arguments as add_serve_arguments
 from . import commands as c
 from .emulate import emulate

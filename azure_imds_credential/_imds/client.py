@@ -220,7 +220,7 @@ class _Exchange(HTTPPolicy[Any, Any]):
         finally:
             self._pipeline.close_connection()
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
-        situation = Situation(self._endpoint.seen, self._is_booting, has_proxy_agent())
+        situation = Situation(seen=self._endpoint.seen, is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
         self._verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
         self._throttled += self._verdict.status == 429
         if self._verdict.is_imds:

@@ -49,35 +49,60 @@ _TAGS = r"(?is)<(script|style)\b.*?(?:</\1\s*>|\Z)|<[^<>]*>"  # linear in the le
 _ENTRA_CODE = r"AADSTS\d+"
 
 
-class Response(NamedTuple):
-    """An HTTP response as it came. `body` is None when it broke off or was larger than `BODY_LIMIT`."""
+class Response:
+    """An HTTP response as it came.
 
-    status: int
-    headers: Mapping[str, str]  # names in lower case
-    body: bytes | None
-    fault: str = ""  # why there is no body, or what is wrong with it
+    Args:
+        status: The status.
+        headers: The headers, names in lower case.
+        body: The body; None when it broke off or was larger than `BODY_LIMIT`.
+        fault: Why there is no body, or what is wrong with it.
+    """
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes | None, fault: str = "") -> None:
+        self.status, self.headers, self.body, self.fault = status, headers, body, fault
 
     def __repr__(self) -> str:
         return f"Response(status={self.status})"  # the body may hold a token
 
 
-class NoResponse(NamedTuple):
-    """No HTTP response at all."""
+class NoResponse:
+    """No HTTP response at all.
 
-    reason: str
-    is_absent: bool = False  # nothing listens there, or nothing ever answers: worth remembering for a while
-    has_listener: bool = False  # something accepted the connection
-    is_refused: bool = False  # refused or unreachable, as while a machine boots
-    is_fault: bool = False  # a user's transport failed in a way that is no matter of the network
-    is_shortage: bool = False  # this machine lacks descriptors, ports, buffers or memory: it says nothing of IMDS
+    Args:
+        reason: Why.
+        is_absent: Nothing listens there, or nothing ever answers: worth remembering for a while.
+        has_listener: Something accepted the connection.
+        is_refused: Refused or unreachable, as while a machine boots.
+        is_fault: A user's transport failed in a way that is no matter of the network.
+        is_shortage: This machine lacks descriptors, ports, buffers or memory: it says nothing of IMDS.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        is_absent: bool = False,
+        has_listener: bool = False,
+        is_refused: bool = False,
+        is_fault: bool = False,
+        is_shortage: bool = False,
+    ) -> None:
+        self.reason, self.is_absent, self.has_listener = reason, is_absent, has_listener
+        self.is_refused, self.is_fault, self.is_shortage = is_refused, is_fault, is_shortage
 
 
-class Situation(NamedTuple):
-    """What is known beside the response."""
+class Situation:
+    """What is known beside the response.
 
-    seen: bool = False  # the endpoint answered as IMDS before
-    is_booting: bool = False  # the machine started moments ago: what is refused now may listen soon
-    has_proxy_agent: bool = False  # the guest agent of the Metadata Security Protocol is on this machine
+    Args:
+        seen: The endpoint answered as IMDS before.
+        is_booting: The machine started moments ago: what is refused now may listen soon.
+        has_proxy_agent: The guest agent of the Metadata Security Protocol is on this machine.
+    """
+
+    def __init__(self, *, seen: bool = False, is_booting: bool = False, has_proxy_agent: bool = False) -> None:
+        self.seen, self.is_booting, self.has_proxy_agent = seen, is_booting, has_proxy_agent
 
 
 class Verdict(NamedTuple):
@@ -105,18 +130,15 @@ class Verdict(NamedTuple):
         return f"Verdict({self.reason!r})"
 
 
-class _Payload(NamedTuple):
-    """The members of a JSON object that decide."""
+class _Payload:
+    """The members of the body that decide."""
 
-    members: Mapping[str, Any]
-    token: Any
-    code: Any
-    description: Any
-
-    @property
-    def is_error(self) -> bool:
-        """Whether it has the shape of IMDS's errors."""
-        return isinstance(self.code, str) and isinstance(self.description, str)
+    def __init__(self, body: bytes | None) -> None:
+        self.members = _json_object(body)
+        self.token: Any = self.members.get("access_token")
+        self.code, self.description = self.members.get("error"), self.members.get("error_description")
+        # It has the shape of IMDS's errors.
+        self.is_error = isinstance(self.code, str) and isinstance(self.description, str)
 
 
 def judge(
@@ -133,8 +155,7 @@ def judge(
     """
     if isinstance(response, NoResponse):
         return _judge_no_response(response, situation)
-    members = _json_object(response.body)
-    payload = _Payload(members, *(members.get(name) for name in ("access_token", "error", "error_description")))
+    payload = _Payload(response.body)
     is_imds = (
         response.headers.get("server", "").startswith(IMDS_SERVER) or payload.is_error or isinstance(payload.token, str)
     )
@@ -170,16 +191,21 @@ def _judge_no_response(failure: NoResponse, situation: Situation) -> Verdict:
 
 def _judge_token(response: Response, payload: _Payload, identity: Identity, resource: str, now: float) -> Verdict:
     """Judge a 200 with a token: whose it is, and how long it lives."""
-    known = _known(response, payload, now)._replace(is_imds=True)
     claims = claims_of(payload.token)
     life = _life(payload.members, claims, response.headers, now)
+    other, is_confirmed = compare(payload.members, claims, identity, resource)
     if not 0 < life <= MAX_LIFE:
         told = ", ".join(f"{name}={excerpt(payload.members.get(name))}" for name in ("expires_in", "expires_on"))
-        reason = f"200 with a token whose life is unusable ({told})"
-        return known._replace(error=ImdsServiceError, reason=reason, retry=Retry.ONCE)
-    other, is_confirmed = compare(payload.members, claims, identity, resource)
+        return _known(response, payload, now)._replace(
+            error=ImdsServiceError,
+            reason=f"200 with a token whose life is unusable ({told})",
+            retry=Retry.ONCE,
+            is_imds=True,
+        )
     if other:
-        return known._replace(error=IdentityMismatchError, reason=f"200 with a token {other}")
+        return _known(response, payload, now)._replace(
+            error=IdentityMismatchError, reason=f"200 with a token {other}", is_imds=True
+        )
     client_id = payload.members.get("client_id") or claims.get("appid") or claims.get("azp")
     return Verdict(
         None,
@@ -377,7 +403,10 @@ def excerpt(text: object) -> str:
     It is printable, on one line, without tags or anything that looks like a token, and cut after a whole word. Where
     the text holds an error code of Entra, it begins there.
     """
-    raw = re.sub(_TAGS, " ", str(text))
+    raw = str(text)
+    if len(raw) <= GUID_LENGTH and raw.isascii() and raw.replace("-", "").isalnum():
+        return raw  # each response has a client ID; to compile the patterns would take longer than to judge it
+    raw = re.sub(_TAGS, " ", raw)
     code = re.search(_ENTRA_CODE, raw)
     raw = raw[code.start() :] if code else raw
     shown = "".join(c if c.isprintable() else " " for c in raw[: 10 * EXCERPT_LIMIT])

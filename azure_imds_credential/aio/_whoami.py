@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._whoami import MANAGEMENT_SCOPE, IdentityInfo, identity_info, method_of
+from .._identity import MANAGEMENT_SCOPE
+from .._whoami import IdentityInfo, identity_info, method_of
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncSupportsTokenInfo, AsyncTokenCredential
