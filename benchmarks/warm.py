@@ -1,8 +1,4 @@
-"""A token that is held already, against the floor: the least that handing it out can cost.
-
-The floor is a function that does one dict lookup, one clock read and one comparison. It reads the clock that this
-library reads (CLOCK_BOOTTIME where there is one, which goes on while a VM hibernates); a second floor reads
-`time.monotonic`, the cheapest clock there is, for the record.
+"""A token that is cached already, handed out again.
 
     python -m benchmarks.warm LIBRARY [pyperf's options]
 
@@ -19,40 +15,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .children import environment
-from .peers import IDENTITY, MSAL, OURS, RESOURCE
+from .peers import IDENTITY, MSAL, OURS, PEERS, RESOURCE
 from .report import Row
 
 if TYPE_CHECKING:
     from .emulator import EmulatorProcess
 
 SCOPE = f"{RESOURCE}/.default"
-FLOOR, CHEAPEST = "floor", "floor with time.monotonic"
 
 Timed = Callable[[int], float]  # runs so many calls, returns seconds
-
-
-def floors(clock: Callable[[], float]) -> tuple[Callable[[str], Any], Callable[[str], Coroutine[Any, Any, Any]]]:
-    """Make the floor, sync and async."""
-    held = {SCOPE: (object(), float("inf"))}
-
-    def floor(scope: str) -> Any:
-        token, fresh_until = held[scope]
-        if clock() < fresh_until:
-            return token
-        raise AssertionError
-
-    async def async_floor(scope: str) -> Any:
-        token, fresh_until = held[scope]
-        if clock() < fresh_until:
-            return token
-        raise AssertionError
-
-    return floor, async_floor
 
 
 def _calls(call: Callable[[str], Any]) -> Timed:
@@ -125,21 +100,9 @@ def _msal() -> dict[str, Timed]:
     return {"get_token": timed}
 
 
-def _floor(clock: Callable[[], float]) -> dict[str, Timed]:
-    floor, async_floor = floors(clock)
-    return {"get_token": _calls(floor), "aio": _awaits(async_floor)}
-
-
-def same_clock() -> Callable[[], float]:
-    """Return the clock that this library reads, reached as it reaches it."""
-    return partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
-
-
 # By name: what is timed, and how it is made. pyperf's workers find a benchmark by its number in this list.
 SUBJECTS: dict[str, tuple[tuple[str, ...], Callable[[], dict[str, Timed]]]] = {
-    FLOOR: (("get_token", "aio"), lambda: _floor(same_clock())),
     OURS: (("get_token", "get_token_info", "aio"), _ours),
-    CHEAPEST: (("get_token", "aio"), lambda: _floor(time.monotonic)),
     IDENTITY: (("get_token", "get_token_info", "aio"), _identity),
     MSAL: (("get_token",), _msal),
 }
@@ -181,23 +144,22 @@ def measure(emulator: EmulatorProcess, *, quick: bool) -> list[Row]:
 
 
 def _rows(seconds: dict[str, float]) -> list[Row]:
-    def times(name: str, what: str, base: str = FLOOR) -> float:
-        return seconds[f"{name}: {what}"] / seconds[f"{base}: {'aio' if what == 'aio' else 'get_token'}"]
+    def times_ours(what: str) -> dict[str, float]:
+        ours = seconds[f"{OURS}: {what}"]
+        return {peer: seconds[f"{peer}: {what}"] / ours for peer in PEERS if f"{peer}: {what}" in seconds}
 
-    detail = {"nanoseconds": {name: each * 1e9 for name, each in seconds.items()}}
-    sync = {name: times(name, "get_token") for name in (OURS, IDENTITY, MSAL)}
-    infos = {name: times(name, "get_token_info") for name in (OURS, IDENTITY)}
-    aio = {name: times(name, "aio") for name in (OURS, IDENTITY)}
-    slower = {name: sync[name] / sync[OURS] for name in sync}
-    cheapest = {name: times(name, "get_token", CHEAPEST) for name in sync}
-    microseconds = {name: seconds[f"{name}: get_token"] * 1e6 for name in sync}
+    sync = times_ours("get_token")
     return [
-        Row("warm get_token, µs", microseconds),
-        Row("warm get_token, times the floor", sync, "at most 1.8", sync[OURS] <= 1.8, detail),
-        Row("warm get_token, times this library's", slower, "azure-identity 30 or more", slower[IDENTITY] >= 30),
-        Row("warm get_token_info, times the floor", infos, "at most 1.8", infos[OURS] <= 1.8),
-        Row("warm aio get_token, times the async floor", aio, "at most 2.5", aio[OURS] <= 2.5),
-        Row("warm get_token, times a floor that reads time.monotonic", cheapest),
+        Row("warm get_token, µs", {peer: seconds[f"{peer}: get_token"] * 1e6 for peer in PEERS}),
+        Row(
+            "warm get_token, times this library's",
+            sync,
+            "azure-identity 30 or more",
+            sync[IDENTITY] >= 30,
+            {"nanoseconds": {name: each * 1e9 for name, each in seconds.items()}},
+        ),
+        Row("warm get_token_info, times this library's", times_ours("get_token_info")),
+        Row("warm aio get_token, times this library's", times_ours("aio")),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pictures, report, warm
+from benchmarks import pictures, report
 from benchmarks.__main__ import MEASURES
 from benchmarks.emulator import Arrival, most_at_once
 from benchmarks.forked import audience
@@ -75,7 +75,7 @@ def test_children_get_their_own_tokens(run: dict[str, Any]) -> None:
 
 @pytest.mark.alone
 def test_a_live_token_is_never_lost(run: dict[str, Any]) -> None:
-    """A failed refresh costs nobody the token that has hours left, and nobody's time."""
+    """After a failed refresh callers get the token that has hours left, at once."""
     for flavor in ("sync", "aio"):
         (row,) = [row for name, row in run["by name"].items() if name.startswith(f"live token lost to {flavor}")]
         assert row["detail"][OURS]["lost"] == 0
@@ -83,7 +83,7 @@ def test_a_live_token_is_never_lost(run: dict[str, Any]) -> None:
 
 
 @pytest.mark.alone
-def test_nobody_waits_for_a_refresh(run: dict[str, Any]) -> None:
+def test_no_caller_waits_for_a_refresh(run: dict[str, Any]) -> None:
     """While a refresh takes 2 s, callers with hours left get the held token (a busy machine has 0.5 s to spare)."""
     for flavor in ("sync", "aio"):
         slowest = cells(run, f"slowest {flavor} caller")
@@ -97,14 +97,18 @@ def test_nobody_waits_for_a_refresh(run: dict[str, Any]) -> None:
     [
         ("import, % of azure-identity's", 25),
         ("import and first token, times bare msal's", 4),
-        ("warm get_token, times the floor", 6),
-        ("warm get_token_info, times the floor", 6),
-        ("warm aio get_token, times the async floor", 8),
     ],
 )
 def test_ratios_are_of_the_right_order(run: dict[str, Any], beginning: str, at_most: float) -> None:
     """What must be small is small, with room for a machine that does much else."""
     assert 0 < cells(run, beginning)[OURS] < at_most
+
+
+@pytest.mark.alone
+def test_a_cached_token_costs_less_than_elsewhere(run: dict[str, Any]) -> None:
+    """A cached token is handed out many times faster than by azure-identity, with room for a busy machine."""
+    for measure in ("warm get_token, times", "warm get_token_info, times", "warm aio get_token, times"):
+        assert cells(run, measure)[IDENTITY] > 8
 
 
 @pytest.mark.alone
@@ -130,22 +134,7 @@ def test_most_at_once_counts_what_overlaps(times: list[float], most: int) -> Non
     assert most_at_once([Arrival(time, "resource", False) for time in times], 0.1) == most
 
 
-def test_the_floor_looks_up_reads_and_compares() -> None:
-    """The floor hands out what it holds while the clock is below its end, and reads the clock once a call."""
-    readings: list[float] = []
-
-    def clock() -> float:
-        readings.append(0.0)
-        return 0.0
-
-    floor, _ = warm.floors(clock)
-    assert floor(warm.SCOPE) is floor(warm.SCOPE)
-    assert len(readings) == 2
-    with pytest.raises(KeyError):
-        floor("another scope")
-
-
-def test_audience_reads_whom_a_token_is_for() -> None:
+def test_audience_is_what_a_token_is_for() -> None:
     """A child judges its token by the claim `aud`."""
     assert audience("e30.eyJhdWQiOiJodHRwczovL3ZhdWx0In0.x") == "https://vault"
 
