@@ -13,8 +13,6 @@ DEFAULT_ENDPOINT = "http://169.254.169.254"
 ENDPOINT_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
 TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a password
 
-GRACE = 0.1  # seconds beyond a request's deadline in which it may still say why it failed
-
 # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting
 MAX_CONCURRENT = 5
 MAX_PER_WINDOW = 20
@@ -39,7 +37,7 @@ class RateLimiter:
     def reset(self) -> None:
         """Forget all requests: in a forked child those of its parent."""
         self._lock = threading.Lock()
-        self.active: dict[TokenRequest, float] = {}  # and when their slots expire
+        self.active: set[TokenRequest] = set()
         self.recent: deque[float] = deque()  # when the latest responses came
         self._waiting: deque[threading.Lock] = deque()  # one for each thread that waits, locked until it may look again
 
@@ -57,7 +55,7 @@ class RateLimiter:
                     return False
                 pause = self._pause(request, now)
                 if pause == 0:
-                    self.active[request] = request.deadline + GRACE
+                    self.active.add(request)
                     return True
                 if pause is None:
                     self._waiting.append(turn)
@@ -74,7 +72,8 @@ class RateLimiter:
     def release(self, request: TokenRequest, clock: Clock) -> None:
         """Give the slot back, after the response or when there will be none."""
         with self._lock:
-            if self.active.pop(request, None) is not None:
+            if request in self.active:
+                self.active.remove(request)
                 self.recent.append(clock.now())
             if self._waiting:
                 self._waiting.popleft().release()
@@ -86,9 +85,7 @@ class RateLimiter:
 
     def _pause(self, request: TokenRequest, now: float) -> float | None:
         """Return the seconds until a slot may be free, None when that depends on the active requests."""
-        for other, expires_at in tuple(self.active.items()):
-            if now >= expires_at:  # it overran its deadline, and may hang for good
-                del self.active[other]
+        self.active = {other for other in self.active if not other.has_overrun(now)}
         while self.recent and now >= self.recent[0] + WINDOW:
             self.recent.popleft()
         own = sum(other.includes(request) for other in self.active)

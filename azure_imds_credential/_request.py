@@ -13,6 +13,7 @@ from ._identity import Identity
 from .exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, join_credential_unavailable
 
 NEVER = -math.inf
+GRACE = 0.1  # seconds beyond its deadline in which a request may still say why it failed
 
 
 class TokenKey(NamedTuple):
@@ -83,6 +84,10 @@ class TokenRequest:
     def done(self) -> bool:
         """Return whether it has ended."""
         return self._done
+
+    def has_overrun(self, now: float) -> bool:
+        """Return whether it is so late that it may hang for good."""
+        return now >= self.deadline + GRACE
 
     def set_result(self, result: TokenResult | None) -> None:
         """End the request; None when it was never sent."""

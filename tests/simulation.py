@@ -23,8 +23,7 @@ from azure_imds_credential._cache.token_entry import (
     TokenEntry,
     TokenState,
 )
-from azure_imds_credential._endpoint import GRACE
-from azure_imds_credential._request import NEVER, TokenResult
+from azure_imds_credential._request import GRACE, NEVER, TokenResult
 
 A, B = "https://a", "https://b"
 ROUNDING = 1e-6  # seconds that adding and subtracting of large numbers may lose

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
-from azure_imds_credential._cache.decision import GRACE
 from azure_imds_credential._jwt import EXPIRY_MARGIN
+from azure_imds_credential._request import GRACE
 
 RESOURCES = ("https://a", "https://b")
 

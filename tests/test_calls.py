@@ -289,7 +289,7 @@ def test_no_slot_in_time(imds: ImdsEmulator, busy: str) -> None:
     cache, entry = options.cache, options.entry((VAULT,))
     limiter, now = entry.endpoint.limiter, cache.clock.now()
     if busy == "slots":
-        limiter.active |= {TokenRequest(entry.key, now, now + 9): now + 9 for _ in range(MAX_CONCURRENT)}
+        limiter.active |= {TokenRequest(entry.key, now, now + 9) for _ in range(MAX_CONCURRENT)}
     else:
         limiter.recent.extend([now] * MAX_PER_WINDOW)
     request = TokenRequest(entry.key, now, now + 0.05)

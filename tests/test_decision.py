@@ -9,6 +9,7 @@ import pytest
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential._cache.decision import (
+    MIN_EXTRA_TIME,
     Fail,
     Fetch,
     Pause,
@@ -18,9 +19,9 @@ from azure_imds_credential._cache.decision import (
     before_fetch,
 )
 from azure_imds_credential._cache.token_entry import CachedToken, TokenEntry, cached_token
-from azure_imds_credential._endpoint import GRACE, Absence, Endpoint, UrlState
+from azure_imds_credential._endpoint import Absence, Endpoint, UrlState
 from azure_imds_credential._identity import Identity
-from azure_imds_credential._request import TokenKey, TokenRequest, TokenResult
+from azure_imds_credential._request import GRACE, TokenKey, TokenRequest, TokenResult
 
 KEY = TokenKey("http://127.0.0.1", Identity(), "https://a")
 NOW = 1000.0
@@ -462,8 +463,8 @@ def test_patience_is_for_an_identity_alone(entry: TokenEntry) -> None:
         (1010.0, True, 50.0, None),
         (1010.0, False, 0.0, None),
         (1050.0, True, 0.0, None),
-        (1050.0 - 5 * GRACE, True, 0.0, None),  # as much time, give or take
-        (1050.0 - 5 * GRACE - 0.01, True, 0.0, NOW),
+        (1050.0 - MIN_EXTRA_TIME, True, 0.0, None),  # as much time, give or take
+        (1050.0 - MIN_EXTRA_TIME - 0.01, True, 0.0, NOW),
     ],
 )
 def test_a_request_with_less_time(

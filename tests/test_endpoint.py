@@ -19,7 +19,6 @@ from flavors import StillTime
 from azure_imds_credential import ImdsUnavailableError, _endpoint
 from azure_imds_credential._endpoint import (
     ABSENCE_MEMORY,
-    GRACE,
     MAX_CONCURRENT,
     MAX_PER_WINDOW,
     WINDOW,
@@ -29,7 +28,7 @@ from azure_imds_credential._endpoint import (
     UrlState,
 )
 from azure_imds_credential._identity import Identity
-from azure_imds_credential._request import TokenKey, TokenRequest
+from azure_imds_credential._request import GRACE, TokenKey, TokenRequest
 
 URL = "http://127.0.0.1"
 KEY = TokenKey(URL, Identity(), "https://a")

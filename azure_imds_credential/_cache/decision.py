@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from .._endpoint import GRACE
-from .._request import TokenRequest, copy_of, timeout_error
+from .._request import GRACE, TokenRequest, copy_of, timeout_error
 from ..exceptions import IdentityUnavailableError, remembered
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
 
@@ -14,6 +13,7 @@ from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
 IDENTITY_INTERVAL = 5.0  # between two requests while a caller waits for an identity
 DEAD_TOKEN_PAUSE = 0.5  # after a token that had expired on arrival, in case they always have
 REFRESH_TIMEOUT = 90.0  # of a refresh in the background: what a call has by default
+MIN_EXTRA_TIME = 0.5  # that a call must have beyond a request that ran out of time, to start another
 REFRESH_WAIT = 2.0  # for which a caller with a usable token waits for a refresh in the last minutes
 
 
@@ -138,8 +138,8 @@ def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest 
     if request is not None and request.includes(inside):
         reason = "A hook or a log handler of the request itself asked for its token"
         return Fail(timeout_error(entry.key, call.timeout, seen=entry.endpoint.seen, reason=reason))
-    if request is not None and now >= request.deadline + GRACE:
-        request = None  # it overran its deadline, and may hang for good
+    if request is not None and request.has_overrun(now):
+        request = None
     deadline = call.deadline if request is None else min(call.deadline, request.deadline)
     return Fetch(request, call.deadline, deadline + GRACE, forced=forced)
 
@@ -151,8 +151,8 @@ def _refresh(
     state, request = cached.state(now), entry.plain
     if state is TokenState.FRESH or (request is not None and request.includes(inside)):
         return Return(cached)
-    if request is not None and now >= request.deadline + GRACE:
-        request = None  # it overran its deadline, and may hang for good
+    if request is not None and request.has_overrun(now):
+        request = None
     if request is None and now < entry.retry_at:
         return Return(cached)
     started = now if request is None else request.started
@@ -196,7 +196,7 @@ def _failure(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: flo
         return _timeout(entry, call), now + DEAD_TOKEN_PAUSE
     if _may_still_come(result.error, call, now):
         return result.error, now + _identity_pause(entry, call, now)
-    if result.timed_out and call.deadline > request.deadline + 5 * GRACE:
+    if result.timed_out and call.deadline > request.deadline + MIN_EXTRA_TIME:
         return result.error, now + result.retry_after  # it had less time than this call
     return result.error, math.inf
 
