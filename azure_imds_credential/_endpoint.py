@@ -65,7 +65,7 @@ class RateLimiter:
                     if turn in self._waiting:
                         self._waiting.remove(turn)
             elif now + pause >= request.deadline:
-                return False  # a turn that comes too late would be lost to other requests
+                return False  # a slot that is taken and not used would be missing to others
             else:
                 clock.sleep(pause)
 
@@ -111,7 +111,7 @@ class UrlState:
     def __init__(self) -> None:
         self.limiter = RateLimiter()
         self.seen = False  # it answered as IMDS
-        self.is_boot_retry_used = False  # a young machine is given time once
+        self.is_boot_retry_used = False  # a machine that has just started is given time once
 
     def clear(self) -> None:
         """Know nothing."""

@@ -10,7 +10,13 @@ from contextvars import ContextVar
 from typing import NamedTuple, Optional
 
 from ._identity import Identity
-from .exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, join_credential_unavailable
+from .exceptions import (
+    ImdsError,
+    ImdsServiceError,
+    ImdsUnavailableError,
+    join_credential_unavailable,
+    request_summary,
+)
 
 NEVER = -math.inf
 GRACE = 0.1  # seconds beyond its deadline in which a request may still say why it failed
@@ -176,7 +182,7 @@ def timeout_error(key: TokenKey, timeout: float, *, seen: bool, reason: str = ""
     reason = reason or f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
     hint = "Try again later, or check what listens at this address."
     error = cls(
-        f"No token for {key.resource}, asked of {key.url} as {key.identity}. {reason}. {hint}",
+        f"{request_summary(key.resource, key.url, str(key.identity))}. {reason}. {hint}",
         endpoint=key.url,
         identity=str(key.identity),
         resource=key.resource,

@@ -108,6 +108,11 @@ class ImdsServiceError(ImdsError):
     """A real IMDS gave 404, 408, 410, 5xx, a malformed response or none, until the time was spent."""
 
 
+def request_summary(resource: str | None, endpoint: str | None, identity: str | None) -> str:
+    """Return how the message of an error begins: what was asked, of which endpoint, and as which identity."""
+    return f"No token for {resource}, asked of {endpoint} as {identity}"
+
+
 def remembered(error: ImdsError, seconds: float, *, identity: str, resource: str) -> ImdsError:
     """Return a copy of an error that says how old it is.
 
@@ -120,8 +125,8 @@ def remembered(error: ImdsError, seconds: float, *, identity: str, resource: str
     join_credential_unavailable(error)
     again = copy.copy(error)
     again.identity, again.resource = identity, resource
-    asked = "No token for {0.resource}, asked of {0.endpoint} as {0.identity}"
-    message = error.message.replace(asked.format(error), asked.format(again), 1)
+    before = request_summary(error.resource, error.endpoint, error.identity)
+    message = error.message.replace(before, request_summary(resource, error.endpoint, identity), 1)
     again.message = again.exc_msg = f"{message} (This is remembered: it was found out {seconds:.0f} s ago.)"
     again.args = (again.message,)
     return again

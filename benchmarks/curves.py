@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     Attributes:
         name: As the legend has it.
         points: From left to right.
-        dashed: For limits and optima, which nobody measured. They are grey.
+        dashed: For limits and optima, which were not measured. They are grey.
         marks: Draw the points too: for few of them.
         width: Of the line.
     """

@@ -28,7 +28,7 @@ class Machine:
 
     def __init__(self, throttle: bool = False, latency: float = 0.0) -> None:
         self._imds = ImdsEmulator(throttle=throttle, latency=latency).start()
-        self._imds.issue_token("https://vault.azure.net")  # the first one makes the key, which is nobody's time
+        self._imds.issue_token("https://vault.azure.net")  # the first one makes the key, which is not measured
 
     def endpoint(self) -> str:
         """Base URL."""

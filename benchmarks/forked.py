@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CHILDREN = 8
 FAMILIES = 6
-PATIENCE = 10  # seconds; a child that still waits then is an error, as it would be to whoever waits for it
+CHILD_TIMEOUT = 10  # seconds; a child that still waits then counts as an error
 RIGHT, WRONG, ERROR = 0, 1, 2  # exit codes of a child
 
 
@@ -56,7 +56,7 @@ def _child(ask: object, resource: str, start: int, go: int) -> int:
     end = ERROR
     try:
         os.close(go)
-        signal.alarm(PATIENCE)  # ends the process, whatever it waits for
+        signal.alarm(CHILD_TIMEOUT)  # ends the process, whatever it waits for
         os.read(start, 1)
         end = RIGHT if ask() == resource else WRONG  # type: ignore[operator]
     finally:

@@ -38,7 +38,7 @@ class Clock:
     """This process's clock, put forward by `ahead` seconds. Made before any library is loaded.
 
     Args:
-        pauses: Whether pauses take time; if not, they put the clock forward instead, so that nobody waits for the
+        pauses: Whether pauses take time; if not, they put the clock forward instead, so that no test waits for the
             retries of a request that fails.
     """
 

@@ -555,7 +555,7 @@ SECRET_CASES = [
         CLIENT,
     ),
     sends("numeric password", {"password": 83651974}, "83651974"),
-    sends("password nobody would guess a secret", {"password": "password1"}, "password1"),
+    sends("password that is a common word", {"password": "password1"}, "password1"),
     # Data planes and others
     says(
         "graph password",

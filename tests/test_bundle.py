@@ -162,7 +162,7 @@ def test_bundle_overwrites_nothing(
         ("at 2026-11-27 00:12:34 UTC, [::1]", "at 2026-11-27 00:12:34 UTC, [::1]"),
         ("tenant contoso.onmicrosoft.com", "tenant host-1.onmicrosoft.com"),
         ("1.2.3", "1.2.3"),
-        ("nothing of anybody", "nothing of anybody"),
+        ("nothing of a user", "nothing of a user"),
     ],
 )
 def test_scrubbed(text: str, scrubbed: str) -> None:

@@ -23,7 +23,7 @@ from azure_imds_credential.testing import ImdsEmulator, faults
 if sys.platform == "win32":
     pytest.skip("the environments are made by a POSIX shell", allow_module_level=True)
 
-NOBODY = "99999999-9999-9999-9999-999999999999"
+UNKNOWN = "99999999-9999-9999-9999-999999999999"
 ENDED, UNAVAILABLE, USAGE, OUTPUT, INTERRUPTED, READER_GONE = 0, 4, 2, 10, 130, 141
 SECONDS = 120.0
 
@@ -146,7 +146,7 @@ def test_exit_codes_hold(imds: ImdsEmulator, environment: Environment) -> None:
     with ExitStack() as stack:
         running = [
             start(environment, imds.endpoint, stack, *argv)
-            for argv in (["whoami", "--json"], ["whoami", "--json", "--client-id", NOBODY], ["whoami", "--nonsense"])
+            for argv in (["whoami", "--json"], ["whoami", "--json", "--client-id", UNKNOWN], ["whoami", "--nonsense"])
         ]
         done = [(*process.communicate(timeout=SECONDS), process.returncode) for process in running]
     assert tuple(code for _, _, code in done) == environment.codes, done

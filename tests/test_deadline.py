@@ -23,7 +23,7 @@ TIMEOUT = 0.3
 THREAD_NAME = "azure-imds-credential"  # of every exchange
 # What a call may take beyond its timeout, on a quiet machine and on any.
 GRACE = [pytest.param(0.2, marks=pytest.mark.alone), 30.0]
-PATIENCE = (0.3, 3.0, 30.0)  # timeouts to try in turn: on a busy machine an answer may begin after the first has passed
+TIMEOUTS = (0.3, 3.0, 30.0)  # timeouts to try in turn: on a busy machine an answer may begin after the first has passed
 
 
 def half_a_status_line(reply: Reply) -> Steps:
@@ -128,7 +128,7 @@ def test_unfinished_response(name: str, flavor: Flavor) -> None:
 def test_endless_response(name: str, flavor: Flavor) -> None:
     """A chain stops at IMDS whose response never ends, since its headers identify it: no other identity is used."""
     told: list[type] = []
-    for timeout in PATIENCE:
+    for timeout in TIMEOUTS:
         forget_tokens()
         with serving(name) as endpoint, pytest.raises(ImdsError) as caught:
             flavor.ask(endpoint, timeout=timeout)

@@ -177,12 +177,12 @@ def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: flo
 
 @pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize(
-    ("patience", "no_identity_at", "timeout", "until"),
+    ("wait_for", "no_identity_at", "timeout", "until"),
     [
         (60.0, NOW - 1.0, 90.0, NOW + 4.0),  # five seconds after IMDS said so
         (60.0, NOW - 5.0, 90.0, None),
         (60.0, NOW - 4.5, 90.0, NOW + 0.5),
-        (2.0, NOW - 1.0, 90.0, NOW + 2.0),  # or at the end of the patience
+        (2.0, NOW - 1.0, 90.0, NOW + 2.0),  # or when it stops waiting for the identity
         (0.0, NOW - 1.0, 90.0, None),
         (4.0, NOW - 1.0, 4.0, None),  # a pause that takes all the time would leave none to ask
         (4.0, NOW - 1.0, 4.5, NOW + 4.0),
@@ -190,11 +190,11 @@ def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: flo
     ],
 )
 def test_a_pause_for_an_identity(
-    entry: TokenEntry, forced: bool, patience: float, no_identity_at: float, timeout: float, until: float | None
+    entry: TokenEntry, forced: bool, wait_for: float, no_identity_at: float, timeout: float, until: float | None
 ) -> None:
     """A patient call does not ask again within five seconds, but joins a request under way."""
     entry.no_identity_at = no_identity_at
-    call = _call(wait_for_identity=patience, timeout=timeout, force_refresh=forced)
+    call = _call(wait_for_identity=wait_for, timeout=timeout, force_refresh=forced)
     decision = before_fetch(entry, call, NOW, None)
     if until is None:
         assert isinstance(decision, Fetch)
@@ -327,7 +327,7 @@ def test_a_forced_token_serves_for_30_seconds(
 
 
 @pytest.mark.parametrize(
-    ("error", "patience", "has_paused", "is_told"),
+    ("error", "wait_for", "has_paused", "is_told"),
     [
         (SERVICE, 0.0, False, True),
         (SERVICE, 60.0, False, True),
@@ -337,12 +337,12 @@ def test_a_forced_token_serves_for_30_seconds(
     ],
 )
 def test_a_forced_failure_is_shared(
-    entry: TokenEntry, error: BaseException, patience: float, has_paused: bool, is_told: bool
+    entry: TokenEntry, error: BaseException, wait_for: float, has_paused: bool, is_told: bool
 ) -> None:
     """What IMDS said to the forced request of a moment ago is told to the next caller, in an error of its own."""
     _hold(entry, FRESH)
     entry.forced_at, entry.forced_error = NOW - 29.0, error
-    call = _call(force_refresh=True, wait_for_identity=patience)
+    call = _call(force_refresh=True, wait_for_identity=wait_for)
     call.has_paused = has_paused
     decision = before_fetch(entry, call, NOW, None)
     if is_told:
@@ -425,7 +425,7 @@ def test_a_refusal_is_final(entry: TokenEntry, request_deadline: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("patience", "no_identity_at", "until"),
+    ("wait_for", "no_identity_at", "until"),
     [
         (60.0, NOW, NOW + 5.0),
         (3.0, NOW, NOW + 3.0),
@@ -435,11 +435,11 @@ def test_a_refusal_is_final(entry: TokenEntry, request_deadline: float) -> None:
     ],
 )
 def test_waiting_for_an_identity(
-    entry: TokenEntry, patience: float, no_identity_at: float, until: float | None
+    entry: TokenEntry, wait_for: float, no_identity_at: float, until: float | None
 ) -> None:
-    """A patient call asks again every five seconds, and at the end of its patience."""
+    """A call that waits for an identity asks again every five seconds, and when it stops waiting."""
     entry.no_identity_at = no_identity_at
-    decision = after_fetch(entry, _call(wait_for_identity=patience), _failed(NO_IDENTITY), NOW)
+    decision = after_fetch(entry, _call(wait_for_identity=wait_for), _failed(NO_IDENTITY), NOW)
     if until is not None:
         assert decision == Pause(until)
     else:
@@ -447,7 +447,7 @@ def test_waiting_for_an_identity(
         assert _is_copy(decision.error, NO_IDENTITY)
 
 
-def test_patience_is_for_an_identity_alone(entry: TokenEntry) -> None:
+def test_only_a_missing_identity_is_waited_for(entry: TokenEntry) -> None:
     """Another error ends the call."""
     decision = after_fetch(entry, _call(wait_for_identity=60.0), _failed(SERVICE), NOW)
     assert isinstance(decision, Fail)

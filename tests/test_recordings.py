@@ -480,7 +480,7 @@ def test_a_request_that_escapes_vcrpy_is_refused() -> None:
 
 
 def test_an_escape_is_told_although_the_program_swallowed_it() -> None:
-    """A bare except, or a thread whose result nobody looks at, cannot hide that a request tried to leave."""
+    """A bare except, or a thread whose result is dropped, cannot hide that a request tried to leave."""
 
     def careless() -> None:
         try:

@@ -19,7 +19,7 @@ from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 
 SECONDS = 6.0
 THREADS, LOOPS, TASKS = 12, 3, 30
-PATIENCE = 20 * 86400.0  # seconds of a time that makes leaps of a day
+LONG_TIMEOUT = 20 * 86400.0  # seconds of a time that makes leaps of a day
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_right_tokens(virtual_time: VirtualTime) -> None:
             while goes_on():
                 user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall()
                 credential = ImdsCredential(
-                    client_id=user.client_id, endpoint=imds.endpoint, timeout=dice.choice((0.05, PATIENCE))
+                    client_id=user.client_id, endpoint=imds.endpoint, timeout=dice.choice((0.05, LONG_TIMEOUT))
                 )
                 try:
                     token = credential.get_token(resource, force_refresh=dice.random() < 0.01)
@@ -71,7 +71,7 @@ def test_right_tokens(virtual_time: VirtualTime) -> None:
             dice = random.Random(1000 + number)
             while goes_on():
                 user, resource, now = dice.choice(users), dice.choice(resources), virtual_time.wall()
-                credential = AsyncImdsCredential(client_id=user.client_id, endpoint=imds.endpoint, timeout=PATIENCE)
+                credential = AsyncImdsCredential(client_id=user.client_id, endpoint=imds.endpoint, timeout=LONG_TIMEOUT)
                 try:
                     token = await asyncio.wait_for(credential.get_token(resource), dice.choice((0.003, 5)))
                     check(user, resource, *token, now)

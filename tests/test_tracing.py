@@ -107,5 +107,5 @@ def test_tracing_says_nothing(told: Callable[[str], Any], mode: str) -> None:
 
 
 def test_no_span_without_tracing(told: Callable[[str], Any]) -> None:
-    """Nobody asked for spans, so there are none."""
+    """Without a tracer there are no spans."""
     assert all(told("off")[call] == [] for call in ("sync", "aio", "sync with options"))

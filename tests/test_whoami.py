@@ -25,7 +25,7 @@ def jwt(claims: Any) -> str:
 
 
 class Sync:
-    """A credential of somebody else's, with the older protocol."""
+    """A credential of another library, with the older protocol."""
 
     def get_token(self, *scopes: str, **_: Any) -> AccessToken:
         return AccessToken(jwt({**CLAIMS, "aud": scopes[0]}), 2)

@@ -135,7 +135,7 @@ def cached_token(
 
 
 def compared_with_wall_clock(cached: CachedToken, retry_at: float, now: float, wall: float) -> CachedToken:
-    """Return a cached token as it is told after a look at the wall clock.
+    """Return a cached token with the times that a comparison of the clocks leads to.
 
     A small difference comes from a clock that is kept in step: `expires_on` follows it. A large one comes from a clock
     that was set, or from a VM that its host paused, which stops the boot clock too. Which of the two it was cannot be
@@ -261,7 +261,7 @@ class TokenEntry:
             self.cached = cached._replace(fresh_until=until)
 
     def check_wall_clock(self, now: float, clock: Clock) -> None:
-        """Compare the clocks when that is due, and tell the cached token by what they show."""
+        """Compare the clocks when that is due, and correct the times of the cached token."""
         if self.cached is not None and now >= self.cached.checked_at + CLOCK_CHECK_INTERVAL:
             self.cached = compared_with_wall_clock(self.cached, self.retry_at, now, clock.wall())
 

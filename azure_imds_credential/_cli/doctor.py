@@ -27,7 +27,7 @@ _NOT_THE_USUAL_ADDRESS = (
     f"--endpoint nor {ENDPOINT_VARIABLE} names another."
 )
 _STYLES: dict[Level, str] = {"ok": "good", "note": "warning", "problem": "bad"}
-_RETRIES = 2  # enough to tell a hiccup from a standing fault, without the patience of a program
+_RETRIES = 2  # enough to tell a passing fault from a standing one; a program has more
 
 
 class Report(NamedTuple):

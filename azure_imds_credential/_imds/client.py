@@ -17,7 +17,7 @@ from azure.core.rest import HttpRequest
 from .._clock import Clock
 from .._endpoint import TOKEN_PATH, Endpoint
 from .._request import TokenRequest, TokenResult
-from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
+from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, request_summary
 from .connect import connect_timeout
 from .hints import has_proxy_agent, hint_for
 from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
@@ -25,7 +25,7 @@ from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, jud
 from .retry import BOOT_TIME, Retry, last_chance, next_delay
 
 READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, and takes some while it asks Entra
-DEADLINE_MARGIN = 0.05  # seconds before the deadline in which a failure is taken for its end
+DEADLINE_MARGIN = 0.05  # seconds before the deadline in which a failed attempt counts as cut off by it
 
 _IDENTITY = msal.UserAssignedManagedIdentity  # its attributes spell the dict in which msal takes an identity
 _ID_TYPES = {
@@ -273,7 +273,7 @@ class _Exchange(HTTPPolicy[Any, Any]):
         verdict, key = self._verdict, self._request.key
         hint = hint_for(verdict, key.identity)
         error = (verdict.error or ImdsServiceError)(
-            f"No token for {key.resource}, asked of {key.url} as {key.identity}: {verdict.reason}. {hint}",
+            f"{request_summary(key.resource, key.url, str(key.identity))}: {verdict.reason}. {hint}",
             status=verdict.status,
             error_code=verdict.code,
             error_description=verdict.description,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Seconds.
 LOOK_INTERVAL = 0.05  # between two looks while a caller waits for the token; ten times that while none does
 HEAD_START = 1.0  # for which the others only read files, before they import filelock
-SPARE_TIMEOUT = 2.0  # for a better token than one in its last minutes
+EXPIRING_TIMEOUT = 2.0  # for which a process waits for a better token than one in its last minutes
 RECENT = 30.0  # a token stored within them is the newest there is
 
 # What a note says: IMDS was asked, IMDS answered with an error, or nothing answered. Each of the three spares time,
@@ -87,7 +87,7 @@ class SharedLease:
         self._folder: Folder | None = None
         self._lock: int | None = None  # its descriptor, while it is ours
         self._asked_at = NEVER
-        self._spare: StoredToken | None = None  # usable, but about to expire: if IMDS gives no better one
+        self._expiring: StoredToken | None = None  # it serves where IMDS gives no better one
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -115,7 +115,7 @@ class SharedLease:
         """Store a result for the other processes, and return what it means for this one."""
         if result.error is not None:
             self._write_note(ABSENT if result.is_absent else REFUSED)
-            return self._or_spare(result)
+            return self._or_expiring(result)
         if self._folder is None or (self._lock is not None and not self._folder.holds(self._name + _LOCK, self._lock)):
             return result  # there is no place for it, or everything was forgotten meanwhile
         stored = StoredToken(
@@ -130,14 +130,16 @@ class SharedLease:
             _warn_once(f"a token could not be stored for other processes: {self._folder.path}: {error.strerror}")
         return result
 
-    def _or_spare(self, failed: TokenResult) -> TokenResult:
-        spare, now = self._spare, self._clock.now()
-        if spare is None or now >= spare.expires_at:
+    def _or_expiring(self, failed: TokenResult) -> TokenResult:
+        expiring, now = self._expiring, self._clock.now()
+        if expiring is None or now >= expiring.expires_at:
             return failed
         _logger.warning(
-            "asking for a token failed, the shared one serves for %d s more: %s", spare.expires_at - now, failed.error
+            "asking for a token failed, the shared one serves for %d s more: %s",
+            expiring.expires_at - now,
+            failed.error,
         )
-        return TokenResult(spare.access_token, spare.expires_at)
+        return TokenResult(expiring.access_token, expiring.expires_at)
 
     def _look(self) -> StoredToken | None:
         """Return a stored token that makes the request needless."""
@@ -157,7 +159,7 @@ class SharedLease:
         if found.stored_at >= request.started or now - found.stored_at < RECENT:
             return found  # another process has just asked; asking again would bring nothing better
         if found.expires_at - now <= EXPIRY_MARGIN:
-            self._spare = None if self._holds_usable(now) else found
+            self._expiring = None if self._holds_usable(now) else found
             return None
         return found if found.stored_at > request.held_since or not self._holds_usable(now) else None
 
@@ -172,10 +174,10 @@ class SharedLease:
         token never asks while another does.
         """
         begun, request = self._clock.now(), self._request
-        patience = (request.deadline - begun) / 2
-        if self._spare is not None:  # as for a token of this process in its last minutes
-            patience = min(patience, SPARE_TIMEOUT)
-            request.deadline = min(request.deadline, begun + SPARE_TIMEOUT)
+        longest_wait = (request.deadline - begun) / 2
+        if self._expiring is not None:  # as for a token of this process in its last minutes
+            longest_wait = min(longest_wait, EXPIRING_TIMEOUT)
+            request.deadline = min(request.deadline, begun + EXPIRING_TIMEOUT)
         usable = self._holds_usable(begun) and not request.forced
         no_caller_waits = usable and request.held_until - begun > EXPIRY_MARGIN
         if (found := self._watch_first(begun)) is not None:
@@ -186,7 +188,7 @@ class SharedLease:
                 return True
             # Nothing answers. One process after the other would wait as long for that, so all ask at once. After an
             # error of IMDS they go on one by one: that is as fast, and stays within its limits.
-            return self._clock.now() - begun >= SPARE_TIMEOUT and self._read_note(ABSENT) >= begun
+            return self._clock.now() - begun >= EXPIRING_TIMEOUT and self._read_note(ABSENT) >= begun
 
         with import_lock:
             from filelock import FileLock, Timeout
@@ -199,14 +201,14 @@ class SharedLease:
 
         # Not fcntl.flock: a child that is forked meanwhile would inherit the lock and keep it after its holder's death.
         path = f"{folder.path}/{self._name}{_LOCK}"
-        lock = FileLock(path, patience, 0o600, fallback_to_soft=False, on_acquired=keep)
+        lock = FileLock(path, longest_wait, 0o600, fallback_to_soft=False, on_acquired=keep)
         try:
             lock.acquire(poll_interval=LOOK_INTERVAL * (10 if no_caller_waits else 1), cancel_check=is_needless)
         except Timeout:
             if (found := self._look()) is not None:
                 return found
-            if usable or self._spare is not None:
-                self.result = self._or_spare(TokenResult(error=_busy(request.key, self._clock.now() - begun)))
+            if usable or self._expiring is not None:
+                self.result = self._or_expiring(TokenResult(error=_busy(request.key, self._clock.now() - begun)))
             return None
         self._closing.callback(lock.release)
         folder.tidy(self._name)

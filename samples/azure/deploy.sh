@@ -203,7 +203,7 @@ find_deployer() { # who writes the secret: a person, or the service principal of
 make_group() {
   local exists
   ask exists false group exists --name "$group"
-  # Not made again where it exists: that would replace the tags of a group that is somebody else's.
+  # Not made again where it exists: that would replace the tags of a group that has another owner.
   [[ $exists == true ]] || make group create --name "$group" --location "$location" --tags "$TAG=$TAG_VALUE"
 }
 

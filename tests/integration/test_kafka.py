@@ -163,7 +163,7 @@ def test_kafka_refuses(
 
 
 def test_kafka_wants_a_token(broker: str, ca_file: str) -> None:
-    """The broker's public listener takes nobody without a token."""
+    """The broker's public listener takes no client without a token."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 

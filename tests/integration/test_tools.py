@@ -280,7 +280,7 @@ def wheel(tmp_path: Path) -> Path:
 
 @dataclass
 class Feed:
-    """A feed in the name of Azure Artifacts with one package, for whoever brings a good token."""
+    """A feed in the name of Azure Artifacts with one package, for clients with a good token."""
 
     judge: Judge
     wheel: Path

@@ -211,6 +211,6 @@ def test_a_token_for_another_tenants_keys_is_refused(kit: Kit, imds: ImdsEmulato
         def get_token(self, *scopes: str, **_: object) -> object:
             return ImdsCredential().get_token(*scopes)._replace(token=forged)
 
-    with SecretClient(kit.url, Forger(), **kit.way) as client:  # type: ignore[arg-type] # no credential of anybody
+    with SecretClient(kit.url, Forger(), **kit.way) as client:  # type: ignore[arg-type] # no TokenCredential
         with pytest.raises(HttpResponseError, match="Signature verification failed"):
             client.get_secret("a")
