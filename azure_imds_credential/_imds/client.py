@@ -63,76 +63,42 @@ class ImdsClient:
             endpoint: What is known of the base URL, and its rate limiter.
             clock: Clocks, randomness and sleep.
         """
-        exchange = _Exchange(request, endpoint, self._options, clock)
+        policy = _RetryPolicy(request, endpoint, self._options, clock)
         try:
-            result = exchange.run()
+            result = _acquire_token(request, policy)
         except ImdsError as error:
             error.__traceback__ = error.__context__ = None  # frames hold responses, and responses hold tokens
-            result = exchange.failure(error)
+            result = policy.failure(error)
         finally:
             endpoint.limiter.release(request, clock)
-        return result._replace(log_fields=exchange.log_fields(result))
+        return result._replace(log_fields=policy.log_fields(result))
 
 
-class _Exchange(HTTPPolicy[Any, Any]):
-    """One request of the cache: the HTTP client given to msal, and the policy in the pipeline that repeats attempts.
+def _acquire_token(request: TokenRequest, policy: _RetryPolicy) -> TokenResult:
+    """Have msal ask.
 
-    msal cannot judge a response (it takes a token from a 500, drops `client_id`, logs odd bodies), so `send` does, and
-    raises our errors through msal.
+    Raises:
+        ImdsError: There is no token.
+    """
+    # Before msal builds its client, which takes longer than a request: a slot must not wait for it.
+    policy.acquire_slot()
+    identity = request.key.identity
+    selector = {_IDENTITY.ID_TYPE: _ID_TYPES[identity.kind], _IDENTITY.ID: identity.value}
+    client = msal.ManagedIdentityClient(selector, http_client=_HttpClient(request, policy), http_cache={})
+    access_token = client.acquire_token_for_client(resource=request.key.resource)["access_token"]
+    return TokenResult(access_token, policy.sent_at + policy.verdict.life)
+
+
+class _HttpClient:
+    """The HTTP client that msal sends its request with.
+
+    Args:
+        request: What is asked for.
+        policy: What repeats attempts, in the pipeline that carries the request.
     """
 
-    def __init__(self, request: TokenRequest, endpoint: Endpoint, options: Mapping[str, Any], clock: Clock) -> None:
-        self._request, self._endpoint, self._options, self._clock = request, endpoint, options, clock
-        self._started = self._sent_at = clock.now()
-        self._attempts = self._throttled = 0
-        self._timed_out = False
-        self._client_request_id: str | None = None
-        self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
-        self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
-        self._verdict = Verdict(
-            ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
-        )
-        # Once per process and URL: a machine without IMDS would pay for it at each call.
-        self._is_booting = clock.now() < BOOT_TIME and not endpoint.is_boot_retry_used
-
-    def run(self) -> TokenResult:
-        """Have msal ask.
-
-        Raises:
-            ImdsError: There is no token.
-        """
-        # Before msal builds its client, which takes longer than a request: a slot must not wait for it.
-        self._acquire_slot()
-        identity = self._request.key.identity
-        selector = {_IDENTITY.ID_TYPE: _ID_TYPES[identity.kind], _IDENTITY.ID: identity.value}
-        client = msal.ManagedIdentityClient(selector, http_client=self, http_cache={})
-        access_token = client.acquire_token_for_client(resource=self._request.key.resource)["access_token"]
-        return TokenResult(access_token, self._sent_at + self._verdict.life)
-
-    def failure(self, error: ImdsError) -> TokenResult:
-        """Return the result of a request that ended with this error."""
-        return TokenResult(
-            error=error,
-            is_absent=self._verdict.is_absent,
-            has_listener=self._verdict.has_listener,
-            timed_out=self._timed_out,
-            retry_after=self._verdict.retry_after or 0.0,
-        )
-
-    def log_fields(self, result: TokenResult) -> dict[str, object]:
-        """Return what the one log line of the request holds."""
-        key, verdict, now = self._request.key, self._verdict, self._clock.now()
-        return {
-            "imds_identity": str(key.identity),
-            "imds_resource": key.resource,
-            "imds_outcome": "token" if result.error is None else type(result.error).__name__,
-            "imds_attempts": self._attempts,
-            "imds_throttled": self._throttled,
-            "imds_milliseconds": round(1000 * (now - self._started)),
-            "imds_expires_in": round(result.expires_at - now) if result.error is None else None,
-            "imds_client_id": verdict.client_id,
-            "imds_match": _MATCH[verdict.is_confirmed],
-        }
+    def __init__(self, request: TokenRequest, policy: _RetryPolicy) -> None:
+        self._request, self._policy = request, policy
 
     def get(self, _url: str, *, params: Mapping[str, str], headers: Mapping[str, str]) -> SimpleNamespace:
         """Carry msal's request to our endpoint: msal reads the environment, which another thread may change.
@@ -141,39 +107,72 @@ class _Exchange(HTTPPolicy[Any, Any]):
         """
         if headers.get("Metadata") != "true" or "X-IDENTITY-HEADER" in headers:
             raise ImdsUnavailableError("The environment began to name another token source while IMDS was asked.")
-        # msal sends one since 1.34; IMDS wants the name with x-ms- in front.
-        self._client_request_id = headers.get(_CLIENT_REQUEST_ID) or str(uuid.uuid4())
         request = HttpRequest(
             "GET",
-            f"{self._endpoint.url}{TOKEN_PATH}",
+            f"{self._request.key.url}{TOKEN_PATH}",
             params=params,
             headers={
                 **headers,
-                _CLIENT_REQUEST_ID: self._client_request_id,
+                # msal sends one since 1.34; IMDS wants the name with x-ms- in front.
+                _CLIENT_REQUEST_ID: headers.get(_CLIENT_REQUEST_ID) or str(uuid.uuid4()),
                 "Accept-Encoding": "identity",  # no Content-Encoding is ever decoded
             },
         )
         if self._request.bypass_cache:
             request.url += _BYPASS_CACHE
-        self._pipeline.run(request)
-        token = {"access_token": self._verdict.access_token, "expires_in": max(1, int(self._verdict.life))}
+        self._policy.pipeline.run(request)
+        verdict = self._policy.verdict
+        token = {"access_token": verdict.access_token, "expires_in": max(1, int(verdict.life))}
         return SimpleNamespace(status_code=200, headers={}, text=json.dumps(token))
 
     def close(self) -> None:
         """Do nothing: the connection ended with `get`. msal asks for the method."""
 
+
+class _RetryPolicy(HTTPPolicy[Any, Any]):
+    """The policy in the pipeline that sends attempts, judges what comes back, and asks again.
+
+    msal cannot judge a response (it takes a token from a 500, drops `client_id`, logs odd bodies), so this does, and
+    raises our errors through msal.
+    """
+
+    def __init__(self, request: TokenRequest, endpoint: Endpoint, options: Mapping[str, Any], clock: Clock) -> None:
+        self._request, self._endpoint, self._options, self._clock = request, endpoint, options, clock
+        self._started = self.sent_at = clock.now()
+        self._attempts = self._throttled = 0
+        self._timed_out = False
+        self._client_request_id: str | None = None
+        self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
+        self.pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
+        self.verdict = Verdict(
+            ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
+        )
+        # Once per process and URL: a machine without IMDS would pay for it at each call.
+        self._is_booting = clock.now() < BOOT_TIME and not endpoint.is_boot_retry_used
+
+    def acquire_slot(self, error: ImdsError | None = None) -> None:
+        """Wait until the rate limit permits an attempt.
+
+        Raises:
+            ImdsError: Not before the deadline: the given error, or that nothing was sent.
+        """
+        if not self._endpoint.limiter.acquire(self._request, self._clock):
+            self._timed_out = True
+            raise error or self._error()
+
     def send(self, request: Any) -> Any:
         """Repeat the attempt until it brings a token, deserves no other, or the time is up."""
         http_request = request.http_request
+        self._client_request_id = http_request.headers.get(_CLIENT_REQUEST_ID)
         while True:
             response = self._attempt(request)
-            verdict = self._verdict
+            verdict = self.verdict
             if verdict.error is None:
                 return response
             if verdict.status == 400 and http_request.url.endswith(_BYPASS_CACHE):
                 # The parameter is documented, its effect is not: an IMDS that refuses it still has a token.
                 http_request.url = http_request.url.removesuffix(_BYPASS_CACHE)
-                self._acquire_slot()
+                self.acquire_slot()
                 continue
             delay = self._next_delay()
             error = self._error()
@@ -187,11 +186,11 @@ class _Exchange(HTTPPolicy[Any, Any]):
                 raise error
             _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.reason, extra={"imds_retry_delay": delay})
             self._clock.sleep(delay)
-            self._acquire_slot(error)
+            self.acquire_slot(error)
 
     def _next_delay(self) -> float | None:
         """Return the seconds until the next attempt, None when there is none."""
-        verdict, now, clock = self._verdict, self._clock.now(), self._clock
+        verdict, now, clock = self.verdict, self._clock.now(), self._clock
         since, done = self._failures.get(verdict.retry, (now, 0))
         self._failures[verdict.retry] = since, done + 1
         limit = self._options.get("retry_total")
@@ -208,8 +207,8 @@ class _Exchange(HTTPPolicy[Any, Any]):
         """Send once, with the slot taken, and judge what came back."""
         response, key = None, self._request.key
         self._attempts += 1
-        self._sent_at = self._clock.now()
-        request.context.options.update(self._pipeline.per_request | self._timeouts())
+        self.sent_at = self._clock.now()
+        request.context.options.update(self.pipeline.per_request | self._timeouts())
         came_back: Response | NoResponse
         try:
             response = self.next.send(request)
@@ -218,17 +217,17 @@ class _Exchange(HTTPPolicy[Any, Any]):
         else:
             came_back = self._read(response.http_response)
         finally:
-            self._pipeline.close_connection()
+            self.pipeline.close_connection()
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
         situation = Situation(seen=self._endpoint.seen, is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
-        self._verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
-        self._throttled += self._verdict.status == 429
-        if self._verdict.is_imds:
+        self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
+        self._throttled += self.verdict.status == 429
+        if self.verdict.is_imds:
             self._endpoint.seen = True
-        if self._verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
+        if self.verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
             # The time ran out, so this does not say whether there is an IMDS.
             self._timed_out = True
-            self._verdict = self._verdict._replace(is_absent=False)
+            self.verdict = self.verdict._replace(is_absent=False)
         return response
 
     def _read(self, response: Any) -> Response | NoResponse:
@@ -247,16 +246,6 @@ class _Exchange(HTTPPolicy[Any, Any]):
             with suppress(Exception):  # what was not read would keep the connection of a user's transport
                 response.close()
 
-    def _acquire_slot(self, error: ImdsError | None = None) -> None:
-        """Wait until the rate limit permits an attempt.
-
-        Raises:
-            ImdsError: Not before the deadline: the given error, or that nothing was sent.
-        """
-        if not self._endpoint.limiter.acquire(self._request, self._clock):
-            self._timed_out = True
-            raise error or self._error()
-
     def _timeouts(self) -> dict[str, float]:
         left = max(0.001, self._seconds_left())
         connect, options = connect_timeout(seen=self._endpoint.seen), self._options
@@ -270,7 +259,7 @@ class _Exchange(HTTPPolicy[Any, Any]):
 
     def _error(self) -> ImdsError:
         """Return the error of the last attempt: what was asked of which endpoint, what came back, what to do next."""
-        verdict, key = self._verdict, self._request.key
+        verdict, key = self.verdict, self._request.key
         hint = hint_for(verdict, key.identity)
         error = (verdict.error or ImdsServiceError)(
             f"{request_summary(key.resource, key.url, str(key.identity))}: {verdict.reason}. {hint}",
@@ -288,3 +277,28 @@ class _Exchange(HTTPPolicy[Any, Any]):
         )
         error._reason, error._excerpt = verdict.reason, verdict.excerpt or ""
         return error
+
+    def failure(self, error: ImdsError) -> TokenResult:
+        """Return the result of a request that ended with this error."""
+        return TokenResult(
+            error=error,
+            is_absent=self.verdict.is_absent,
+            has_listener=self.verdict.has_listener,
+            timed_out=self._timed_out,
+            retry_after=self.verdict.retry_after or 0.0,
+        )
+
+    def log_fields(self, result: TokenResult) -> dict[str, object]:
+        """Return what the one log line of the request holds."""
+        key, verdict, now = self._request.key, self.verdict, self._clock.now()
+        return {
+            "imds_identity": str(key.identity),
+            "imds_resource": key.resource,
+            "imds_outcome": "token" if result.error is None else type(result.error).__name__,
+            "imds_attempts": self._attempts,
+            "imds_throttled": self._throttled,
+            "imds_milliseconds": round(1000 * (now - self._started)),
+            "imds_expires_in": round(result.expires_at - now) if result.error is None else None,
+            "imds_client_id": verdict.client_id,
+            "imds_match": _MATCH[verdict.is_confirmed],
+        }
