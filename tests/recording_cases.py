@@ -1069,3 +1069,865 @@ HARMLESS_CASES = [
     harmless("YAML blocks", "description: |\n  one\n\n  two 2\nlist: >\n  a:b\n", "application/yaml"),
     harmless("missing secret in prose", {"message": "The password 'db-password' was not found"}),
 ]
+
+
+WORD = "plainone1"
+
+
+def event(name: str, text: str, *needles: str) -> Case:
+    """Server-sent events."""
+    return says_text(name, text, *needles, kind="text/event-stream")
+
+
+# Files of passwords, events split over lines, operations that hand out keys, headers of other makers, cloud-init, Graph,
+# Entra, data planes, Kubernetes, databases, forms of configuration, encodings inside each other.
+SECRET_CASES += [
+    says_text(
+        ".pgpass",
+        "# hosts\ndb.postgres.database.azure.com:5432:app:svc:plainone1\n*:*:*:other:plainone2\n",
+        WORD,
+        "plainone2",
+    ),
+    says_text(".pgpass of one line", "localhost:5432:*:svc:plainone1", WORD),
+    sends(
+        "pgpass in cloud-init",
+        {
+            "customData": b64(
+                "#cloud-config\nwrite_files:\n- path: /root/.pgpass\n  content: |\n    10.0.0.4:5432:app:svc:plainone1\n"
+            )
+        },
+        WORD,
+    ),
+    says("pgpass in JSON", {"files": {".pgpass": "db.x.net:6432:app:svc@db:plainone1\n"}}, WORD),
+    event("SSE split", 'event: x\ndata: {"password":\ndata: "plainone1"}\n\ndata: [DONE]\n\n', WORD),
+    event(
+        "SSE split in 3 with id between",
+        'data: {"a": 1, "clientSecret"\nid: 7\ndata:  :\ndata: "plainone1" }\n\n',
+        WORD,
+    ),
+    event("SSE split in a string", 'data: {"password": "pla\ndata: inone1"}\n\n', "inone1"),
+    event("SSE CRLF", 'data: {"password":\r\ndata: "plainone1"}\r\n\r\n', WORD),
+    says_text(
+        "bare word of listSecrets", "plainword", "plainword", path=f"{ARM}/Microsoft.App/containerApps/a/listSecrets"
+    ),
+    says("bare JSON string of listKeys", "plainword", "plainword", path=f"{ARM}/Microsoft.X/y/a/listKeys"),
+    says("bare JSON string of getPassword", "plain word", "plain word", path="/api/getPassword"),
+    says_text("regenerateKey bare", "plainword\n", "plainword", path=f"{ARM}/Microsoft.X/y/a/regenerateKey"),
+    says_text("host admin token bare", "plainone1", WORD, path=f"{ARM}/Microsoft.Web/sites/a/functions/admin/token"),
+    says(
+        "list query keys, short",
+        {"value": [{"name": "q", "key": "short7"}]},
+        "short7",
+        path=f"{ARM}/Microsoft.Search/searchServices/s/listQueryKeys",
+    ),
+    says(
+        "function key set",
+        {"properties": {"name": "k1", "value": "short7"}},
+        "short7",
+        path=f"{ARM}/Microsoft.Web/sites/app/host/default/functionkeys/k1",
+    ),
+    sends(
+        "function key to set",
+        {"properties": {"name": "k1", "value": "shortword"}},
+        "shortword",
+        path=f"{ARM}/Microsoft.Web/sites/app/functions/f/keys/k1",
+    ),
+    says("key beside keyName", {"keyName": "k", "key": "plainone1"}, WORD),
+    says("key beside endpoint", {"endpoint": "https://x.cognitiveservices.azure.com/", "key": "plainone1"}, WORD),
+    says(
+        "list account keys words",
+        {"key1": "plainword", "key2": "otherword"},
+        "plainword",
+        "otherword",
+        path=f"{ARM}/Microsoft.CognitiveServices/accounts/a/listKeys",
+    ),
+    *(
+        Case(f"header {name}", (WORD,), headers={name: WORD}, answer=b'{"echo": "plainone1"}')
+        for name in (
+            "X-JFrog-Art-Api",
+            "X-Vault-Token",
+            "PRIVATE-TOKEN",
+            "DD-API-KEY",
+            "X-Honeycomb-Team",
+            "Fastly-Key",
+            "X-MBX-APIKEY",
+            "aeg-sas-key",
+            "X-IDENTITY-HEADER",
+            "X-Insert-Key",
+            "X-Figma-Token",
+            "secret",
+            "X-CMC_PRO_API_KEY",
+            "X-Api",
+            "Authentication",
+            "X-Password",
+            "X-Amz-Security-Token",
+            "X-Signature-Key",
+            "x-ms-client-principal-key",
+        )
+    ),
+    *(
+        Case(
+            f"header of plain word {name}",
+            ("plainwordonly",),
+            headers={name: "plainwordonly"},
+            answer=b'{"echo": "plainwordonly"}',
+        )
+        for name in ("Fastly-Key", "aeg-sas-key", "X-Token", "X-Insert-Key", "X-Key", "Token")
+    ),
+    *(
+        Case(f"answer header {name}", (WORD,), answer_headers={**JSON, name: WORD})
+        for name in ("X-JFrog-Art-Api", "X-Subject-Token", "x-ms-meta-password", "X-Device-Key")
+    ),
+    says("chpasswd JSON", {"chpasswd": {"list": "root:plainone1\nuser:plainone2"}}, WORD, "plainone2"),
+    says("chpasswd JSON list", {"chpasswd": {"list": ["root:plainone1"], "expire": False}}, WORD),
+    says_text("chpasswd YAML list", "#cloud-config\nchpasswd:\n  expire: false\n  list:\n    - root:plainone1\n", WORD),
+    says_text("chpasswd YAML one line", "#cloud-config\nchpasswd:\n  list: root:plainone1\n", WORD),
+    says_text(
+        "chpasswd YAML users",
+        "#cloud-config\nchpasswd:\n  users:\n  - {name: root, password: plainone1, type: text}\n",
+        WORD,
+    ),
+    says_text("chpasswd flow", "#cloud-config\nchpasswd: {list: [root:plainone1], expire: false}\n", WORD),
+    says_text(
+        "chpasswd heredoc", "#!/bin/sh\nchpasswd <<EOF\nroot:plainone1\nuser:plainone2\nEOF\n", WORD, "plainone2"
+    ),
+    says_text("chpasswd here string", "#!/bin/sh\nchpasswd <<< 'root:plainone1'\n", WORD),
+    says_text("chpasswd printf", "#!/bin/sh\nprintf '%s' 'root:plainone1' | sudo chpasswd\nx=1\n", WORD),
+    says(
+        "graph addPassword",
+        {
+            "@odata.context": "https://graph.microsoft.com/v1.0/$metadata#x",
+            "customKeyIdentifier": None,
+            "endDateTime": "2028-01-01T00:00:00Z",
+            "keyId": CLIENT,
+            "hint": "abc",
+            "secretText": "plainone1",
+        },
+        WORD,
+    ),
+    says("graph TAP", {"id": CLIENT, "temporaryAccessPass": "TAPRocks!", "lifetimeInMinutes": 60}, "TAPRocks"),
+    sends(
+        "graph password profile",
+        {"passwordProfile": {"forceChangePasswordNextSignIn": True, "password": "xWwvJ]6NMw+bWH-d"}},
+        "xWwvJ]6NMw",
+    ),
+    says(
+        "graph bitlocker",
+        {"id": CLIENT, "key": "353478-386837-212542-117326-404393-297660-180642-216491"},
+        "353478-386837",
+        path=f"/v1.0/informationProtection/bitlocker/recoveryKeys/{CLIENT}",
+    ),
+    says(
+        "graph LAPS",
+        {
+            "credentials": [
+                {"accountName": "Administrator", "accountSid": "S-1-5-21-1", "passwordBase64": b64("plainone1")}
+            ]
+        },
+        b64(WORD),
+        WORD,
+    ),
+    says(
+        "graph synchronization secrets",
+        {"value": [{"key": "BaseAddress", "value": "https://x.y"}, {"key": "SecretToken", "value": "plainone1"}]},
+        WORD,
+        path="/v1.0/servicePrincipals/x/synchronization/secrets",
+    ),
+    says("graph subscription", {"clientState": "plainone1", "resource": "me/messages"}, WORD),
+    says(
+        "graph wifi",
+        {"@odata.type": "#microsoft.graph.iosWiFiConfiguration", "preSharedKey": "plainone1", "networkName": "N"},
+        WORD,
+    ),
+    says(
+        "graph upload",
+        {
+            "uploadUrl": "https://contoso.sharepoint.com/_api/v2.0/drive/items/01/uploadSession?guid='x'&tempauth="
+            + b64url(made_up_bytes(60, 3))
+        },
+        b64url(made_up_bytes(60, 3)),
+    ),
+    says(
+        "graph download",
+        {
+            "@microsoft.graph.downloadUrl": "https://public.bn1303.livefilestore.com/"
+            + b64url(made_up_bytes(60, 4))
+            + "/x.docx"
+        },
+        b64url(made_up_bytes(60, 4))[:30],
+    ),
+    says(
+        "entra device code",
+        {
+            "device_code": "plainone1word",
+            "user_code": "GTHK7PQ2",
+            "verification_uri": "https://microsoft.com/devicelogin",
+            "message": "To sign in, use a web browser to open the page https://microsoft.com/devicelogin and enter the code GTHK7PQ2 to authenticate.",
+        },
+        "GTHK7PQ2",
+        "plainone1word",
+    ),
+    says(
+        "cosmos resource token",
+        {
+            "id": "p",
+            "permissionMode": "All",
+            "_token": "type=resource&ver=1&sig=" + b64(made_up_bytes(16, 8)) + ";" + b64(made_up_bytes(40, 8)) + ";",
+        },
+        b64(made_up_bytes(16, 8)),
+        b64(made_up_bytes(40, 8)),
+    ),
+    asks(
+        "cosmos auth header",
+        "/dbs/x",
+        KEY_32,
+        headers={"authorization": quote(f"type=master&ver=1.0&sig={KEY_32}", safe="")},
+    ),
+    says(
+        "cosmos mongo",
+        {
+            "connectionStrings": [
+                {
+                    "connectionString": f"mongodb://acc:{ACCOUNT_KEY}@acc.mongo.cosmos.azure.com:10255/?ssl=true&replicaSet=globaldb"
+                }
+            ]
+        },
+        ACCOUNT_KEY,
+    ),
+    says_text(
+        "service bus SAS token",
+        f"SharedAccessSignature sr=sb%3A%2F%2Fns.servicebus.windows.net%2F&sig={SIGNATURE}&se=1700000000&skn=Root",
+        SIGNATURE,
+        KEY_32,
+    ),
+    Case(
+        "service bus management XML",
+        (KEY_32, "c2hvcnQ="),
+        answer=f'<entry xmlns="http://www.w3.org/2005/Atom"><content type="application/xml"><QueueDescription><AuthorizationRules><AuthorizationRule><KeyName>Root</KeyName><PrimaryKey>{KEY_32}</PrimaryKey><SecondaryKey>c2hvcnQ=</SecondaryKey></AuthorizationRule></AuthorizationRules></QueueDescription></content></entry>'.encode(),
+        answer_headers=XML,
+    ),
+    says(
+        "app configuration KV reference plus snapshot key",
+        {"value": [{"id": "8-l4-s0:abc", "name": "Secondary Read Only", "value": "plainone1", "readOnly": True}]},
+        WORD,
+        path=f"{ARM}/Microsoft.AppConfiguration/configurationStores/s/ListKeys",
+    ),
+    says(
+        "app configuration setting with a password",
+        {"key": "Db:Password", "value": "plainone1", "content_type": ""},
+        WORD,
+        path="/kv/Db:Password",
+    ),
+    says(
+        "app configuration settings JSON value",
+        {"items": [{"key": "Db", "content_type": "application/json", "value": json.dumps({"password": "plainone1"})}]},
+        WORD,
+        path="/kv",
+    ),
+    says(
+        "functions host secrets",
+        {
+            "masterKey": {"name": "master", "value": "plainone1", "encrypted": False},
+            "functionKeys": [{"name": "default", "value": "plainone2", "encrypted": False}],
+        },
+        WORD,
+        "plainone2",
+    ),
+    says(
+        "kudu settings",
+        {
+            "AzureWebJobsStorage": CONNECTION,
+            "WEBSITE_AUTH_ENCRYPTION_KEY": "plainone1",
+            "MACHINEKEY_DecryptionKey": "plainone2",
+            "deployment_branch": "main",
+        },
+        WORD,
+        "plainone2",
+        ACCOUNT_KEY,
+    ),
+    says(
+        "authsettingsV2",
+        {
+            "properties": {
+                "identityProviders": {
+                    "facebook": {"registration": {"appId": "1", "appSecretSettingName": "FB", "appSecret": "plainone1"}}
+                }
+            }
+        },
+        WORD,
+    ),
+    says(
+        "backup of web app",
+        {"properties": {"storageAccountUrl": SAS, "databases": [{"connectionString": SQL}]}},
+        KEY_32,
+        PASSWORD,
+    ),
+    says("AKS run command", {"properties": {"logs": "NAME TOKEN\nDB_PASSWORD=plainone1\n", "exitCode": 0}}, WORD),
+    says_text(
+        "AKS kubeconfig exec",
+        "users:\n- name: u\n  user:\n    auth-provider:\n      config:\n        access-token: plainone1\n        refresh-token: plainone2\n      name: azure\n",
+        WORD,
+        "plainone2",
+    ),
+    says(
+        "kubernetes token review",
+        {"kind": "TokenRequest", "status": {"token": "plainone1", "expirationTimestamp": "2026-01-01T00:00:00Z"}},
+        WORD,
+    ),
+    says(
+        "kubernetes Secret list",
+        {
+            "kind": "SecretList",
+            "items": [{"metadata": {"name": "x"}, "data": {"a.conf": b64("plainone1")}, "type": "Opaque"}],
+        },
+        b64(WORD),
+        WORD,
+    ),
+    says(
+        "kubernetes Secret",
+        {"kind": "Secret", "data": {"a.conf": b64("plainone1"), "short": b64("abc12")}},
+        b64(WORD),
+        WORD,
+        b64("abc12"),
+    ),
+    sends(
+        "PostgreSQL flexible",
+        {
+            "properties": {
+                "administratorLogin": "adm",
+                "administratorLoginPassword": "plainone1",
+                "createMode": "Default",
+            }
+        },
+        WORD,
+    ),
+    says(
+        "PostgreSQL URI in a list",
+        {
+            "connectionStrings": [
+                {
+                    "name": "libpq",
+                    "value": "host=db.postgres.database.azure.com port=5432 dbname=x user=adm password='plain one1' sslmode=require",
+                }
+            ]
+        },
+        "plain one1",
+    ),
+    says_text("libpq keyword string", "host=db port=5432 user=adm password=plainone1 sslmode=require", WORD),
+    says_text("JDBC", "jdbc:postgresql://db:5432/x?user=adm&password=plainone1&sslmode=require", WORD),
+    says_text(
+        "JDBC sqlserver",
+        "jdbc:sqlserver://db:1433;database=x;user=adm;password={plain;one1};encrypt=true",
+        "plain;one1",
+    ),
+    says_text(
+        "pg_dump",
+        "CREATE ROLE svc WITH LOGIN PASSWORD 'plainone1';\nALTER USER adm WITH ENCRYPTED PASSWORD 'md5plainone2';\n",
+        WORD,
+        "plainone2",
+    ),
+    says_text("SQL login", "CREATE LOGIN x WITH PASSWORD = N'plainone1';", WORD),
+    says(
+        "storage local user",
+        {"sshPassword": "plainone1"},
+        WORD,
+        path=f"{ARM}/Microsoft.Storage/storageAccounts/acc/localUsers/u/regeneratePassword",
+    ),
+    says("storage listServiceSas", {"serviceSasToken": f"sv=2015-04-05&sr=c&sig={SIGNATURE}"}, KEY_32),
+    Case(
+        "storage copy source in XML",
+        (KEY_32, SIGNATURE),
+        answer=f"<Blob><CopySource>{SAS.replace('&', '&amp;')}</CopySource></Blob>".encode(),
+        answer_headers=XML,
+    ),
+    says(
+        "ARM deployment outputs",
+        {
+            "properties": {
+                "outputs": {
+                    "storageKey": {"type": "String", "value": "plainone1"},
+                    "name": {"type": "String", "value": "vm"},
+                }
+            }
+        },
+        WORD,
+    ),
+    says(
+        "ARM deployment script",
+        {
+            "properties": {
+                "environmentVariables": [{"name": "U", "value": "u"}, {"name": "P", "secureValue": "plainone1"}],
+                "scriptContent": "mysql -h h -u u -pplainone2 x",
+            }
+        },
+        WORD,
+        "plainone2",
+    ),
+    says("ARM gateway", {"sharedKey": "plainone1"}, WORD),
+    says(
+        "ARM gateway bare value", {"value": "plainone1"}, WORD, path=f"{ARM}/Microsoft.Network/connections/c/sharedkey"
+    ),
+    says(
+        "event hub capture",
+        {"properties": {"primaryConnectionString": BUS + ";EntityPath=q", "aliasPrimaryConnectionString": BUS}},
+        KEY_32,
+    ),
+    says("vnet VPN profile", "https://x.blob.core.windows.net/vpn/p.zip?sv=2017&sig=" + SIGNATURE, SIGNATURE),
+    says(
+        "gzip base64 JSON in JSON in XML",
+        {
+            "x": f"<a><b>{json.dumps({'c': b64(gzip.compress(json.dumps({'password': 'plainone1'}).encode()))}).replace(chr(34), '&quot;')}</b></a>"
+        },
+        WORD,
+    ),
+    says(
+        "kv cert policy", {"value": "plainone1", "pwd": "plainone2"}, WORD, "plainone2", path="/certificates/c/import"
+    ),
+    says(
+        "kv managed storage",
+        {"value": f"?sv=2018&sig={SIGNATURE}", "id": "https://v/secrets/acc-sas/1"},
+        SIGNATURE,
+        KEY_32,
+        path="/secrets/acc-sas",
+    ),
+    says(
+        "kv deleted secret recovery",
+        {"recoveryId": "https://v/deletedsecrets/x", "value": "plainword"},
+        "plainword",
+        path="/deletedsecrets/x",
+    ),
+    sends(
+        "kv sign digest",
+        {"alg": "RS256", "value": b64url(made_up_bytes(32, 1))},
+        b64url(made_up_bytes(32, 1)),
+        path="/keys/k/1/sign",
+        method="POST",
+    ),
+    says(
+        "APIM subscription words",
+        {"primaryKey": "plainword", "secondaryKey": "otherword"},
+        "plainword",
+        "otherword",
+        path=f"{ARM}/Microsoft.ApiManagement/service/s/subscriptions/x/listSecrets",
+    ),
+    says(
+        "APIM gateway token",
+        {"value": "plainone1"},
+        WORD,
+        path=f"{ARM}/Microsoft.ApiManagement/service/s/gateways/g/generateToken",
+    ),
+    says(
+        "IoT DPS",
+        {
+            "attestation": {
+                "type": "symmetricKey",
+                "symmetricKey": {"primaryKey": "plainone1", "secondaryKey": "plainone2"},
+            }
+        },
+        WORD,
+        "plainone2",
+    ),
+    says(
+        "web pubsub",
+        {"baseUrl": "wss://x", "token": "plainone1", "url": "wss://x/client/hubs/h?access_token=plainone1"},
+        WORD,
+    ),
+    says(
+        "communication identity",
+        {"identity": {"id": "8:acs:x"}, "accessToken": {"token": "plainone1", "expiresOn": "2026-01-01T00:00:00Z"}},
+        WORD,
+    ),
+    says(
+        "hdinsight",
+        {
+            "restAuthCredential.isEnabled": "true",
+            "restAuthCredential.username": "admin",
+            "restAuthCredential.password": "plainone1",
+        },
+        WORD,
+    ),
+    says(
+        "hdinsight shared keys",
+        {
+            "fs.azure.account.key.acc.blob.core.windows.net": ACCOUNT_KEY,
+            "fs.azure.account.key.x.dfs.core.windows.net": "plainone1",
+        },
+        ACCOUNT_KEY,
+        WORD,
+    ),
+    says(
+        "databricks secret get", {"key": "db", "value": b64("plainone1")}, b64(WORD), WORD, path="/api/2.0/secrets/get"
+    ),
+    says(
+        "databricks secret put",
+        {"scope": "s", "key": "db", "string_value": "plainone1"},
+        WORD,
+        path="/api/2.0/secrets/put",
+    ),
+    says(
+        "DevOps variable group",
+        {"variables": {"P": {"value": "plainone1", "isSecret": True}, "Q": {"value": "public", "isSecret": False}}},
+        WORD,
+    ),
+    says(
+        "DevOps service endpoint",
+        {
+            "authorization": {
+                "parameters": {"serviceprincipalkey": "plainone1", "tenantid": SUBSCRIPTION},
+                "scheme": "ServicePrincipal",
+            }
+        },
+        WORD,
+    ),
+    says("GitHub runner", {"token": "PLAINONE1XYZ", "expires_at": "2026-01-01"}, "PLAINONE1XYZ"),
+    asks("matrix parameter", "/x;password=plainone1/y", WORD),
+    asks(
+        "auth in fragment-like query",
+        "/x?redirect=" + quote("https://a/b?x=1&client_secret=plainone1&y=2", safe=""),
+        WORD,
+    ),
+    says(
+        "basic in URL-encoded JSON in header",
+        {"h": "Authorization: Basic " + b64("u:plainone1")},
+        WORD,
+        b64("u:plainone1"),
+    ),
+    Case(
+        "www-authenticate error",
+        (OPAQUE[:30],),
+        answer_headers={
+            "WWW-Authenticate": f'Bearer error="invalid_token", error_description="The token {OPAQUE} is expired"'
+        },
+    ),
+    Case("link header", (SIGNATURE,), answer_headers={"Link": f'<{SAS}>; rel="next"'}),
+    says_text(
+        "dotenv export in PowerShell",
+        "$env:CLIENT_SECRET = 'plainone1'\nSet-Item env:API_TOKEN plainone2\n",
+        WORD,
+        "plainone2",
+    ),
+    says_text(
+        "TOML",
+        '[db]\npassword = \'plainone1\'\n[[x]]\ntoken = """plainone2"""\n',
+        WORD,
+        "plainone2",
+        kind="application/toml",
+    ),
+    says_text("YAML anchors", "x: &a\n  password: &p plainone1\ny: *p\n", WORD, kind="application/yaml"),
+    says_text("YAML tagged", "password: !!str plainone1\nother: 1\n", WORD, kind="application/yaml"),
+    says_text("YAML flow", "db: {user: u, password: plainone1, host: h}\nx: 1\n", WORD, kind="application/yaml"),
+    says_text("YAML multi-line plain", "password:\n  plainone1\nx: 1\n", WORD, kind="application/yaml"),
+    says_text(
+        "YAML complex key",
+        "- name: DB_PASSWORD\n  value: plainone1\n- name: X\n  value: y\n",
+        WORD,
+        kind="application/yaml",
+    ),
+    says_text("INI with spaces", "[x]\npassword = plain one1 with spaces\n", "plain one1"),
+    says_text(
+        "properties", "spring.datasource.password: plainone1\nazure.client-secret=plainone2\n", WORD, "plainone2"
+    ),
+    says_text("python repr", "{'password': 'plainone1', 'n': 1}", WORD),
+    says_text("JavaScript callback", 'cb({"password":"plainone1"});', WORD, kind="application/javascript"),
+    says_text("JSON with comments", '{\n // the password\n "password": "plainone1",\n}', WORD, kind="application/json"),
+    says_text(
+        "JSON sequence",
+        '\x1e{"password":"plainone1"}\n\x1e{"token":"plainone2"}\n',
+        WORD,
+        "plainone2",
+        kind="application/json-seq",
+    ),
+    says_text(
+        "two JSON documents on one line",
+        '{"password":"plainone1"}{"password":"plainone2"}',
+        WORD,
+        "plainone2",
+        kind="application/json",
+    ),
+    says_text("XSSI prefix", ')]}\',\n{"password":"plainone1"}', WORD, kind="application/json"),
+    says_text("cut JSON", '{"a": 1, "password": "plainone1", "b": ', WORD, kind="application/json"),
+    says_text(
+        "SOAP",
+        '<s:Envelope xmlns:s="http://x"><s:Header><wsse:UsernameToken><wsse:Username>u</wsse:Username><wsse:Password Type="PasswordText">plainone1</wsse:Password></wsse:UsernameToken></s:Header></s:Envelope>',
+        WORD,
+        kind="application/soap+xml",
+    ),
+    says_text(
+        "web.config",
+        '<?xml version="1.0"?><configuration><appSettings><add key="ApiPassword" value="plainone1"/></appSettings><connectionStrings><add name="X" connectionString="Server=a;Pwd=plainone2"/></connectionStrings></configuration>',
+        WORD,
+        "plainone2",
+        kind="text/xml",
+    ),
+    says_text(
+        "plist",
+        "<plist><dict><key>Password</key><string>plainone1</string><key>Name</key><string>n</string></dict></plist>",
+        WORD,
+        kind="text/xml",
+    ),
+    says_text(
+        "HTML meta", "<html><head><meta name=csrf-token content=plainone1></head></html>", WORD, kind="text/html"
+    ),
+    says_text(
+        "HTML textarea", '<html><textarea name="private_key">plainone1</textarea></html>', WORD, kind="text/html"
+    ),
+    says_text(
+        "AuthorizationRule text",
+        "Authorization: SharedKey acc:" + b64(made_up_bytes(32, 3)) + "\nx: y\n",
+        b64(made_up_bytes(32, 3)),
+    ),
+    Case(
+        "multipart of OneDrive",
+        (WORD,),
+        method="POST",
+        body=b"--b\r\nContent-Disposition: form-data; name=password\r\n\r\nplainone1\r\n--b--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+        answer=b'{"echo":"plainone1"}',
+    ),
+    Case(
+        "form without content type",
+        (WORD,),
+        method="POST",
+        body=b"username=u&password=plainone1",
+        headers={},
+        answer=b"{}",
+    ),
+    Case(
+        "base64url of deflate",
+        (WORD,),
+        answer=json.dumps(
+            {"SAMLRequest": b64url(zlib.compress(b"<a><Password>plainone1</Password></a>")[2:-4])}
+        ).encode(),
+    ),
+    says(
+        "hex of JSON",
+        {"x": json.dumps({"password": WORD}).encode().hex()},
+        WORD,
+        json.dumps({"password": WORD}).encode().hex(),
+    ),
+    says("HTML-escaped JSON", {"x": "{&quot;password&quot;:&quot;plainone1&quot;}"}, WORD),
+    says("percent JSON in text", {"x": "see " + quote('{"password":"plainone1"}')}, WORD),
+    says("double-escaped", {"x": json.dumps(json.dumps(json.dumps({"password": WORD})))}, WORD),
+]
+
+HARMLESS_CASES += [
+    harmless(
+        "SSE of chat",
+        'data: {"id":"c1","choices":[{"delta":{"content":"The key"}}]}\n\ndata: {"id":"c1","choices":[{"delta":{\ndata: "content":" is"}}]}\n\ndata: [DONE]\n\n',
+        "text/event-stream",
+    ),
+    harmless(
+        "times and places",
+        "app.log:1200:12:30:45 started\na.py:12:5: E501 line too long\nmac aa:11:bb:22:cc:33\n[fe80::1:2:3:4]\n",
+        "text/plain",
+    ),
+    harmless(
+        "ARM operation status",
+        {"status": "Succeeded", "properties": {"output": {"key": "value"}}},
+        path=f"{ARM}/Microsoft.X/operations",
+    ),
+    harmless("bare true", "true", path="/api/check"),
+    harmless("bare word", "pong", "text/plain", path="/ping"),
+    harmless("bare JSON word", '"Running"', path="/status"),
+    harmless("tags", {"tags": {"env": "prod", "key": "blue", "owner": "team-7"}}),
+    harmless("Jira", {"key": "ABC-12", "fields": {"summary": "Fix it"}}),
+    harmless("facets", {"value": [{"key": "red", "doc_count": 5}]}),
+    harmless(
+        "list of keys without values",
+        {"value": [{"kid": "https://v.vault.azure.net/keys/k1", "attributes": {"enabled": True}}]},
+        path="/keys",
+    ),
+    harmless(
+        "Cosmos collection",
+        {
+            "id": "c",
+            "partitionKey": {"paths": ["/tenant"], "kind": "Hash"},
+            "indexingPolicy": {"indexingMode": "consistent", "includedPaths": [{"path": "/*"}]},
+            "_ts": 1700000000,
+            "_etag": '"00000000-0000-0000-0000-000000000000"',
+        },
+    ),
+    harmless(
+        "Service Bus queue",
+        '<entry xmlns="http://www.w3.org/2005/Atom"><title type="text">q1</title><content><QueueDescription><LockDuration>PT1M</LockDuration><MaxSizeInMegabytes>1024</MaxSizeInMegabytes><RequiresSession>false</RequiresSession></QueueDescription></content></entry>',
+        "application/atom+xml",
+    ),
+    harmless(
+        "Graph users", {"@odata.nextLink": None, "value": [{"displayName": "Meeting room", "accountEnabled": True}]}
+    ),
+    harmless(
+        "Graph keyCredentials metadata",
+        {
+            "keyCredentials": [{"type": "AsymmetricX509Cert", "usage": "Verify", "key": None, "displayName": "CN=x"}],
+            "passwordCredentials": [{"hint": "abc", "secretText": None, "displayName": "rbac"}],
+        },
+    ),
+    harmless(
+        "AKS",
+        {
+            "properties": {
+                "kubernetesVersion": "1.31.2",
+                "agentPoolProfiles": [{"name": "np1", "count": 3, "vmSize": "Standard_D2s_v5"}],
+                "networkProfile": {"podCidr": "10.244.0.0/16", "dnsServiceIP": "10.0.0.10"},
+            }
+        },
+    ),
+    harmless(
+        "PostgreSQL",
+        {
+            "properties": {
+                "version": "16",
+                "state": "Ready",
+                "passwordAuth": "Enabled",
+                "activeDirectoryAuth": "Disabled",
+            }
+        },
+    ),
+    harmless("auth config", {"authConfig": {"activeDirectoryAuth": "Enabled", "passwordAuth": "Disabled"}}),
+    harmless(
+        "OpenID configuration",
+        {
+            "token_endpoint": "https://login.microsoftonline.com/common/oauth2/v2.0/token",
+            "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt"],
+            "jwks_uri": "https://login.microsoftonline.com/common/discovery/v2.0/keys",
+            "code_challenge_methods_supported": ["S256"],
+        },
+    ),
+    harmless(
+        "JWKS",
+        {
+            "keys": [
+                {
+                    "kty": "RSA",
+                    "use": "sig",
+                    "kid": b64url(made_up_bytes(20, 3)),
+                    "x5t": b64url(made_up_bytes(20, 3)),
+                    "n": b64url(made_up_bytes(256, 3)),
+                    "e": "AQAB",
+                    "x5c": [b64(made_up_bytes(300, 3))],
+                }
+            ]
+        },
+        path="/common/discovery/v2.0/keys",
+    ),
+    harmless(
+        "role definitions",
+        {
+            "value": [
+                {
+                    "properties": {
+                        "roleName": "Reader",
+                        "permissions": [
+                            {
+                                "actions": ["*/read"],
+                                "notActions": [],
+                                "dataActions": ["Microsoft.KeyVault/vaults/secrets/getSecret/action"],
+                            }
+                        ],
+                    }
+                }
+            ]
+        },
+    ),
+    harmless(
+        "function listing",
+        {
+            "value": [
+                {
+                    "name": "app/f",
+                    "properties": {
+                        "config": {
+                            "bindings": [
+                                {
+                                    "authLevel": "function",
+                                    "type": "httpTrigger",
+                                    "direction": "in",
+                                    "name": "req",
+                                    "methods": ["get"],
+                                }
+                            ]
+                        },
+                        "isDisabled": False,
+                    },
+                }
+            ]
+        },
+    ),
+    harmless(
+        "metrics",
+        {
+            "cost": 0,
+            "timespan": "2026-01-01T00:00:00Z/2026-01-02T00:00:00Z",
+            "interval": "PT1M",
+            "value": [
+                {
+                    "name": {"value": "Percentage CPU", "localizedValue": "CPU"},
+                    "unit": "Percent",
+                    "timeseries": [{"data": [{"timeStamp": "2026-01-01T00:00:00Z", "average": 1.5}]}],
+                }
+            ],
+        },
+    ),
+    harmless(
+        "app config revisions",
+        {
+            "items": [
+                {
+                    "key": "Timeout:Seconds",
+                    "label": "prod",
+                    "value": "30",
+                    "tags": {},
+                    "locked": False,
+                    "last_modified": "2026-01-01T00:00:00+00:00",
+                }
+            ]
+        },
+        path="/revisions",
+    ),
+    harmless(
+        "validate deployment",
+        {
+            "properties": {
+                "parameters": {"vmName": {"type": "String", "value": "vm1"}, "count": {"type": "Int", "value": 3}},
+                "mode": "Incremental",
+                "provisioningState": "Succeeded",
+                "duration": "PT1.2S",
+            }
+        },
+    ),
+    harmless(
+        "key vault metadata",
+        {
+            "properties": {
+                "sku": {"family": "A", "name": "standard"},
+                "enableSoftDelete": True,
+                "accessPolicies": [{"permissions": {"keys": ["all"], "secrets": ["get", "list"]}}],
+                "vaultUri": "https://v.vault.azure.net/",
+            }
+        },
+    ),
+    harmless("check name", {"nameAvailable": False, "reason": "AlreadyExists", "message": "The name is taken."}),
+    harmless(
+        "usages",
+        {
+            "value": [
+                {"currentValue": 4, "limit": 100, "name": {"value": "cores", "localizedValue": "Total Regional vCPUs"}}
+            ]
+        },
+    ),
+    harmless(
+        "XML containers",
+        '<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Containers><Container><Name>c</Name><Properties><LeaseStatus>unlocked</LeaseStatus><PublicAccess>container</PublicAccess></Properties></Container></Containers><NextMarker /></EnumerationResults>',
+        "application/xml",
+    ),
+    harmless(
+        "docker manifest",
+        {"schemaVersion": 2, "config": {"digest": "sha256:" + made_up_bytes(32, 5).hex(), "size": 7023}},
+    ),
+    harmless("bare JSON number", "42", path="/count"),
+]
+
+# What is not taken apart, and therefore refused: UTF-16 in base64.
+REFUSED_CASES = [
+    says_text("base64 of UTF-16", base64.b64encode(f"password={WORD};".encode("utf-16-le")).decode()),
+]

@@ -27,6 +27,7 @@ from recording_cases import (
     KEY_32,
     OPAQUE,
     PASSWORD,
+    REFUSED_CASES,
     SECRET_CASES,
     SUBSCRIPTION,
     TOKEN,
@@ -143,6 +144,15 @@ def test_what_is_no_secret_stays(tmp_path: Path, server: str, case: Case) -> Non
     assert replayed.content == live.content == case.answer
     assert {**replayed.headers, "Date": ""} == {**live.headers, "Date": ""}
     assert scan_recordings([path]) == []
+
+
+@pytest.mark.parametrize("case", REFUSED_CASES, ids=lambda case: case.name)
+def test_what_is_not_taken_apart_is_refused(tmp_path: Path, server: str, case: Case) -> None:
+    """An encoding that the scrubber does not read fails closed: nothing is written, and the error says so."""
+    with pytest.raises(UnsafeRecordingError, match="nothing was written"):
+        with imds_vcr(tmp_path / "a.yaml", record_mode="once"):
+            exchange(server, case)
+    assert list(tmp_path.iterdir()) == []
 
 
 VM = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/payroll-prod/providers/Microsoft.Compute/virtualMachines/salaries-7"

@@ -40,7 +40,8 @@ _SIGNATURES = (
     b"RIFF",
     b"ARROW1",
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+# Records of JSON text sequences (RFC 7464) and of SignalR begin or end with 1E.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
@@ -180,7 +181,7 @@ def scrub_body(
         r"[\w.%+$-]+=[^&;\s<>{}\"']*(?:&[\w.%+$-]+=[^&;\s<>{}\"']*)*", text
     )
     changed_text = (
-        scrubber.form(text) if is_form and not text.lstrip().startswith(("{", "[", "<")) else scrubber.text(text)
+        scrubber.form(text) if is_form and not text.lstrip().startswith(("{", "[", "<")) else scrubber.whole(text)
     )
     return body if changed_text == text else changed_text.encode(codec)
 
@@ -225,9 +226,10 @@ def _scrub_multipart(body: bytes, boundary: str, scrubber: Scrubber, allowed: bo
         ending = line_end if content.endswith(line_end) else b""
         headers = head.decode("latin-1")
         found = re.search(r"(?im)^content-type:\s*(.*?)\s*$", headers)
-        name = re.search(r'(?i)\bname="([^"]*)"', headers)
+        name = re.search(r'(?i)\bname=(?:"([^"]*)"|([^\s";]+))', headers)
         content = content[: len(content) - len(ending)]
-        scrubbed = _scrub_part(content, found[1] if found else "", name[1] if name else "", scrubber, allowed)
+        named = (name[1] or name[2] or "") if name else ""
+        scrubbed = _scrub_part(content, found[1] if found else "", named, scrubber, allowed)
         parts[index] = scrubber.text(headers).encode("latin-1") + blank + scrubbed + ending
     return delimiter.join(parts)
 

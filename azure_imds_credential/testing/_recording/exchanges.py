@@ -72,6 +72,9 @@ def _scrub_response(
         name: [values] if isinstance(values, str) else list(values) for name, values in response["headers"].items()
     }
     before = _bytes_of(response["body"].get("string")) or b""
+    status = response.get("status")
+    if isinstance(status, dict) and str(status.get("code", 200)) >= "400":
+        scrubber.hands_out = False  # an error says in words why there is no secret
     content_type, encoding = _header(headers, "content-type"), _header(headers, "content-encoding")
     after = scrub_body(before, content_type, scrubber, encoding=encoding, allowed=_is_allowed(content_type, keep))
     made_anew = headers_of_changed_body(headers, before, after)

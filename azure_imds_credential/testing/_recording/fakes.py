@@ -54,6 +54,7 @@ _PUBLIC_TYPES = frozenset({"locations", "providers", "edgezones", "roledefinitio
 _PUBLIC_NAMES = frozenset({"default", "current", "latest", "$default", "master", "web", "logs", "appsettings"})
 
 _SPELLING = {"lower": "fake", "upper": "FAKE", "digit": "09"}
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)  # a fake keeps that of a URL
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
@@ -102,7 +103,7 @@ def _with_whole_bytes(fake: str, real: str) -> str:
 
 def is_fake(text: str) -> bool:
     """Return whether a text is spelled as `fake_text` spells, whatever its length."""
-    signs = _NO_LETTER.sub("", text)
+    signs = _NO_LETTER.sub("", _SCHEME.sub("", text))
     if len(signs) == 32 and signs.lower().startswith(FAKE_GUID_PREFIX):
         return True
     if not signs:

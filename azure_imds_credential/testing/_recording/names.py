@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import re
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class NameKind(Enum):
@@ -27,7 +31,7 @@ _SECRET_WORDS = frozenset(
     kubeconfig kubeconfigs pfx cookie authorization apikey accesskey secretkey privatekey accountkey dbpassword
     clientsecret authtoken accesstoken refreshtoken bearer otp totp samlresponse samlassertion connectionstring
     sharedaccesskey sharedaccesssignature masterkey functionkey hostkey userpwd publishingpassword subscriptionkey
-    adminpassword administratorloginpassword pass
+    adminpassword administratorloginpassword pass tempauth
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
 _SECRET_ENDS = (
@@ -40,6 +44,26 @@ _SECRET_ENDS = (
     "smtppass",
     "redispass",
     "sshpass",
+    "storepass",
+    "keypass",
+    # Words written as one, as Azure DevOps writes them.
+    "principalkey",
+    "accountkey",
+    "accesskey",
+    "storagekey",
+    "apikey",
+    "secretkey",
+    "privatekey",
+    "sharedkey",
+    "signingkey",
+    "encryptionkey",
+    "accesstoken",
+    "authtoken",
+    "apitoken",
+    "bearertoken",
+    "refreshtoken",
+    "sastoken",
+    "sessiontoken",
 )
 # The two last words.
 _SECRET_PAIRS = frozenset(
@@ -73,7 +97,8 @@ _OTHER_KEYS = frozenset(
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
 # Two halves of one pair of keys; a database has a "primary key" as well, which is a word.
-_KEYS = frozenset({"primary-key", "secondary-key", "primary-keys", "secondary-keys"})
+# What a Graph subscription calls "client state" is a secret of both sides.
+_KEYS = frozenset({"primary-key", "secondary-key", "primary-keys", "secondary-keys", "client-state"})
 _MAYBE_WORDS = frozenset(
     """
     key keys code token value signature nonce state hash salt seed digest login auth primary secondary
@@ -101,6 +126,14 @@ HOLDERS = frozenset(
     value defaultvalue securevalue secretvalue stringvalue currentvalue text data content #text rawvalue
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
+# Where an operation hands out secrets, these hold them, short or plain as they may be.
+_HANDED_OUT = frozenset({"key", "keys", "value", "values", "primary", "secondary", "token", "stringvalue", "keyvalue"})
+# What stands beside a bare "key" that is a secret, not one of a row or a table.
+_BESIDE_A_SECRET_KEY = frozenset(
+    """
+    keyname keyid endpoint user username login accountname permissions rights
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
 NAMING = ("name", "key", "keyname", "keyName", "Name", "Key", "KeyName", "secretName", "variable", "settingName")
 # A mapping or a list under one of these holds secrets, whatever their names.
 _CONTAINERS = re.compile(
@@ -116,6 +149,23 @@ _DESCRIBING = re.compile(
     r"|hint|keyid|kid|kty|alg|use|usage|namespace|file\w*|path|mount\w*|ref|optional|method)",
     re.IGNORECASE,
 )
+
+
+# The end of a path whose answer is a secret. Azure's own operations: listKeys, listSecrets, listValue, regenerateKey.
+_HANDING_OUT = re.compile(
+    r"(?:list|get|show|regenerate|rotate|renew|roll|create|generate|reset|retrieve|fetch|read)[a-z_-]*"
+    r"(?:keys?|secrets?|passwords?|credentials?|tokens?|connection_?strings?|secret_?value|namedvalue|sas)|listvalue",
+    re.IGNORECASE,
+)
+# Headers of one maker that carry a key without saying so.
+_CREDENTIAL_HEADERS = frozenset(
+    """
+    api-key authorization authentication cookie proxy-authorization set-cookie x-ms-authorization-auxiliary
+    x-honeycomb-team x-identity-header x-jfrog-art-api
+    """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
+)
+_OTHER_HEADER_KEYS = frozenset({"surrogate", "idempotency", "websocket", "cache"})
+_ACCOUNT_KEY_SETTING = re.compile(r"fs\.azure\.account\.key\.\S+", re.IGNORECASE)  # of Hadoop's file system for Azure
 
 
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w-]{2,60})")
@@ -139,6 +189,8 @@ def kind_of(name: str) -> NameKind:
     if "".join(words) in _PERSONS:
         return NameKind.PERSON
     last, joined, pair = words[-1], "".join(words), "-".join(words[-2:])
+    if _ACCOUNT_KEY_SETTING.fullmatch(name):
+        return NameKind.SECRET
     if pair in _KEYS or joined in ("primarykey", "secondarykey"):
         return NameKind.KEY
     if last in _SECRET_WORDS or joined in _SECRET_WORDS or pair in _SECRET_PAIRS or last.endswith(_SECRET_ENDS):
@@ -150,6 +202,53 @@ def kind_of(name: str) -> NameKind:
     if last == "key" and len(words) > 1 and not _OTHER_KEYS.intersection(words):
         return NameKind.KEY
     return NameKind.MAYBE if last in _MAYBE_WORDS or name.lower() in HOLDERS else NameKind.PLAIN
+
+
+def kind_of_header(name: str) -> NameKind:
+    """Return what the name of a header says: one that ends in "key", "token" or "api" holds a credential."""
+    words, kind = words_of(name), kind_of(name)
+    if name.lower() in _CREDENTIAL_HEADERS:
+        return NameKind.SECRET
+    if kind is NameKind.PUBLIC or not words or _OTHER_HEADER_KEYS.intersection(words):
+        return kind
+    if kind is NameKind.KEY or words in (["key"], ["x", "key"]):
+        return NameKind.SECRET
+    return NameKind.KEY if words[-1] == "api" and words[0] == "x" else kind
+
+
+def hands_out_secrets(path: str) -> bool:
+    """Return whether the path of a request asks for secrets, as those of Azure's list operations do."""
+    segments = [segment for segment in path.split("/") if segment]
+    if segments[-1:] == ["action"]:
+        segments.pop()
+    if not segments:
+        return False
+    last = segments[-1]
+    if _HANDING_OUT.fullmatch(last) or kind_of(last) in (NameKind.SECRET, NameKind.KEY):
+        return True
+    return any(is_container(segment) for segment in segments[-2:])
+
+
+def is_handed_out(name: str) -> bool:
+    """Return whether a member of the answer to such a request is what was asked for."""
+    return plain_name(name).rstrip("0123456789") in _HANDED_OUT
+
+
+def says_of_key(beside: Mapping[str, str]) -> bool:
+    """Return whether what stands beside a bare "key" says that the key is a secret."""
+    names = {plain_name(name) for name in beside}
+    return "value" not in names and bool(_BESIDE_A_SECRET_KEY & names)
+
+
+def name_within(name: str, beside: Mapping[str, str]) -> str:
+    """Return what a member is called for what lies in it: the data of a Kubernetes Secret are secrets."""
+    of_kubernetes = beside.get("kind") == "Secret" or beside.get("type", "").startswith(("Opaque", "kubernetes.io/"))
+    return "secrets" if name == "data" and of_kubernetes else name
+
+
+def plain_name(name: str) -> str:
+    """Return a name in lower case without dashes and underscores."""
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def kind_of_pair(name: str, value: str) -> NameKind:

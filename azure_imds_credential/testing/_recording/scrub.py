@@ -8,6 +8,8 @@ secret in one place is replaced in all others, too, so a session is read twice: 
 from __future__ import annotations
 
 import hashlib
+import html
+import json
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -26,13 +28,31 @@ from .fakes import (
     is_dummy_token,
     is_fake,
 )
-from .names import HOLDERS, NAMING, NameKind, describes, is_container, kind_of, kind_of_pair, lists_secrets, words_of
+from .names import (
+    HOLDERS,
+    NAMING,
+    NameKind,
+    describes,
+    hands_out_secrets,
+    is_container,
+    is_handed_out,
+    kind_of,
+    kind_of_header,
+    kind_of_pair,
+    lists_secrets,
+    plain_name,
+    says_of_key,
+    words_of,
+)
 from .shapes import (
+    BASIC,
     BEARER,
+    PASSWORD_LINES,
     PRIVATE_KEY,
     PUBLISHED,
     RUN,
     STORAGE_KEY,
+    USER_AND_PASSWORD,
     USER_INFO,
     VAULT_VERSION,
     commands,
@@ -47,10 +67,12 @@ from .structure import (
     Place,
     from_base64,
     rewrite_csv,
+    rewrite_events,
     rewrite_json,
     rewrite_percent_encoded,
     rewrite_query,
     rewrite_xml,
+    rewrite_yaml,
     to_base64,
 )
 
@@ -80,9 +102,13 @@ _UNQUOTED_NAME = re.compile(
 )
 _PAIR = re.compile(
     r"(?P<name>[A-Za-z_$][\w.$-]*(?: [A-Za-z]\w*){0,2})[ \t]*(?::=|=>|=)[ \t]*"
-    r"(?:(?P<p>\\*[\"'])(?P<quoted>.*?)(?P=p)|\{(?P<braced>[^{}]*)\}|(?P<value>[^;&\s\"'<>]+))",
+    r"(?:[NnRrBbFfUu@]{0,2}(?P<p>\\*(?:\"\"\"|'''|[\"']))(?P<quoted>.*?)(?P=p)|\{(?P<braced>[^{}]*)\}"
+    r"|(?P<value>[^;&\s\"'<>]+))",
 )
-_ARGUMENT = re.compile(r"(?<!\S)--?(?P<name>[A-Za-z][\w-]*)[ \t]+(?P<p>[\"']?)(?P<value>[^\s\"']+)(?P=p)")
+_ARGUMENT = re.compile(
+    r"(?:(?<!\S)--?|\bsetx[ \t]+|\b[Ee][Nn][Vv]:)(?P<name>[A-Za-z][\w-]*)[ \t]+"
+    r"(?P<p>[\"']?)(?P<value>[^\s\"'=]+)(?P=p)(?!\S)"
+)
 _LINE_PAIR = re.compile(
     r"(?P<head>\s*(?:- )?[\"']?(?P<name>[\w.$ -]{1,80}?)[\"']?\s*:[ \t]+)(?P<value>\S.*?)(?P<end>[\s,]*)"
 )
@@ -95,7 +121,7 @@ _TENANT_DOMAIN = re.compile(r"(?i)(?<![\w-])(?P<value>[a-z0-9-]{1,63})(?=\.onmic
 _SIMPLE = re.compile(r"[\w .,]{0,15}")  # too short for anything that is known by its form
 _SECURE_TYPES = frozenset({"securestring", "secureobject", "secret", "password"})
 _SCHEME_AND_CREDENTIAL = re.compile(
-    r"(?P<scheme>(?:Bearer|Basic|D?PoP|SharedKey(?:Lite)?|Token) )(?P<value>\S+)", re.IGNORECASE
+    r"(?P<scheme>(?:(?:Bearer|Basic|D?PoP|Token) |SharedKey(?:Lite)? (?:[\w-]{1,64}:)?))(?P<value>\S+)", re.IGNORECASE
 )
 _ADDRESS_NAME = re.compile(r".*(?:ip|ip-?addr(?:ess)?|clientip|callerip|remote-?addr)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?")
@@ -129,7 +155,7 @@ class Scrubber:
         self.guids: set[str] = set()  # without dashes, in lower case
         self._fakes: set[str] = set()
         self._where = ""
-        self._in_vault = self._is_setting = False
+        self._in_vault = self._is_setting = self.hands_out = False
         self._tainted: re.Pattern[str] | None = None
         self._decisions = 0  # secrets that were met, known or new
 
@@ -141,6 +167,7 @@ class Scrubber:
         host, path = (parts["host"] or "", parts["path"]) if parts else ("", uri)
         self._where = f"{method} {host}{path}"
         self._in_vault = bool(_VAULT_PATH.search(path) or _VAULT_HOST.fullmatch(host)) and "/subscriptions/" not in path
+        self.hands_out = hands_out_secrets(path)
         self._is_setting = "/kv" in path or host.split(":")[0].endswith(".azconfig.io")
 
     def taint(self) -> None:
@@ -156,7 +183,8 @@ class Scrubber:
 
     def is_taint(self, secret: str) -> bool:
         """Return whether a secret is replaced everywhere: it is long enough, and not the name of a secret itself."""
-        return len(secret) >= SHORTEST_TAINT and kind_of(secret) is not NameKind.SECRET and not is_fake(secret)
+        is_name = kind_of(secret) is NameKind.SECRET
+        return len(secret) >= SHORTEST_TAINT and not is_name and not is_fake(secret) and secret not in self._fakes
 
     def uri(self, uri: str) -> str:
         """Return the URI of a request as it is written down and compared; one that was scrubbed comes out unchanged."""
@@ -197,14 +225,25 @@ class Scrubber:
             return re.sub(r"(?<==)[^;]+", lambda cookie: self._secret(cookie[0], Place(name)), value, count=count)
         if lower.endswith("-auth"):
             return self._secret(value, Place(name)) if is_no_word(value) else value
-        if lower in ("authorization", "proxy-authorization") or lower.endswith(
+        if lower in ("authorization", "authentication", "proxy-authorization") or lower.endswith(
             ("-authorization", "-authorization-auxiliary")
         ):
             scheme, blank, credential = value.rpartition(" ")
             return f"{scheme}{blank}{self._secret(credential, Place(name))}" if "=" not in scheme else self.text(value)
+        kind = kind_of_header(name)
+        if kind is NameKind.SECRET or (kind is NameKind.KEY and is_no_word(value)):
+            return value if self.is_kept(value, name) else self._secret(self._without_known(value), Place(name))
         return self.value(value, Place(name))
 
     # Values
+
+    def whole(self, text: str) -> str:
+        """Return a whole body as it is written down; it may be nothing but the secret that was asked for."""
+        bare = WHOLE_SECRET.fullmatch(text) if self.hands_out else None
+        if bare is not None and not is_harmless(bare["value"]) and not self.is_kept(bare["value"], ""):
+            value = self._without_known(bare["value"])
+            return self._within(bare, self._secret(value, Place("secret")))
+        return self.text(text)
 
     def value(self, value: str, place: Place, depth: int = 0) -> str:
         """Return a value as it is written down.
@@ -215,6 +254,8 @@ class Scrubber:
         if not value or self.is_kept(value, place.name):
             return value
         value = self._without_known(value)
+        if place.name.lower() == "list" and place.above[:1] == ("chpasswd",):
+            return self._passwords(value, depth)
         kind = self.kind(value, place)
         if kind in (NameKind.SECRET, NameKind.PERSON):
             return self._secret(value, place, depth)
@@ -258,11 +299,37 @@ class Scrubber:
         changed = rewrite_json(bare, visit, self.number)
         if changed is None:
             changed = rewrite_xml(bare, visit)
+        if changed is None and "\x1e" in bare:
+            changed = "\x1e".join(self.text(record, depth + 1) for record in bare.split("\x1e"))
         if changed is None and "\n" in bare:
             changed = rewrite_csv(bare, visit)
-        if changed is None and "\n" in bare and not PRIVATE_KEY.search(bare) and not PUBLISHED.search(bare):
-            changed = self._lines(bare, depth)
+        if changed is None and not PRIVATE_KEY.search(bare) and not PUBLISHED.search(bare):
+            changed = self._plain(bare, visit, depth)
         return mark + (self._flat(bare, depth) if changed is None else changed)
+
+    def _plain(self, text: str, visit: Callable[[str, Place], str], depth: int) -> str | None:
+        """Return a text that is neither JSON nor XML as it is written down, None if it has no lines."""
+        if text.startswith('"') and isinstance(whole := _string_of_json(text), str):
+            changed = self.text(whole, depth + 1)
+            return text if changed == whole else json.dumps(changed, ensure_ascii=text.isascii())
+        if "&quot;" in text or "&#34;" in text:
+            whole = html.unescape(text)
+            changed = self.text(whole, depth + 1)
+            return None if changed == whole else html.escape(changed)
+        if "\n" not in text:
+            return None
+        if "chpasswd" in text:
+            text = PASSWORD_LINES.sub(lambda m: self._within(m, self._passwords(m["value"], depth)), text)
+        text = rewrite_events(text, lambda data: self.text(data, depth + 1)) or text
+        if from_text_base64(text) is None and ":" in text:
+            text = rewrite_yaml(text, visit) or text
+        return self._lines(text, depth)
+
+    def _passwords(self, text: str, depth: int) -> str:
+        """Return the lines of users and their passwords that chpasswd reads."""
+        return USER_AND_PASSWORD.sub(
+            lambda line: self._within(line, self._secret(line["value"].rstrip(), Place("password"), depth)), text
+        )
 
     def form(self, text: str) -> str:
         """Return a form as it is written down."""
@@ -301,7 +368,7 @@ class Scrubber:
 
     def _line(self, line: str, depth: int, within: tuple[str, ...] = ()) -> str:
         bare = line.rstrip("\r\n")
-        head = re.match(r"(?:(?:data|id|event):\s*)?", bare)
+        head = re.match(r"(?:(?:data|id|event):\s*|\)\]\}',?)?", bare)
         assert head is not None, "every part of the pattern is optional"
         rest = bare[head.end() :]
         if rest.lstrip().startswith(("{", "[", "<")):
@@ -324,13 +391,22 @@ class Scrubber:
         kind = kind_of(name)
         if kind is NameKind.SECRET:
             return kind
+        if self.hands_out and self._is_handed_out(value, kind, place):
+            return NameKind.SECRET
+        if name.lower() == "key" and says_of_key(place.beside):
+            return NameKind.KEY
         if "kty" in place.beside:
             return NameKind.SECRET if name.lower() in _PRIVATE_OF_JWK else NameKind.PUBLIC if name in "nexy" else kind
         if kind in (NameKind.PLAIN, NameKind.MAYBE) and place.above and self._in_container(place):
             return NameKind.SECRET
         if lists_secrets(name):
             return NameKind.SECRET
-        return self._kind_of_holder(place, value) or kind if name.lower() in HOLDERS else kind
+        return self._kind_of_holder(place, value) or kind if plain_name(name) in HOLDERS else kind
+
+    def _is_handed_out(self, value: str, kind: NameKind, place: Place) -> bool:
+        is_asked_for = kind is NameKind.KEY or (kind is NameKind.MAYBE and is_handed_out(place.name))
+        is_public = "kty" in place.beside or bool(_PUBLIC_KEY.match(value))
+        return is_asked_for and not is_public and not self._is_setting and not is_harmless(value)
 
     def _in_container(self, place: Place) -> bool:
         return any(map(is_container, place.above[:2])) and not describes(place.name)
@@ -344,7 +420,8 @@ class Scrubber:
                 return NameKind.SECRET
         if any(kind_of(above) in (NameKind.SECRET, NameKind.KEY) for above in place.above[:2]):
             return NameKind.SECRET
-        says_so = place.beside.get("secret") == "true" or place.beside.get("type", "").lower() in _SECURE_TYPES
+        says_so = "true" in (place.beside.get(name) for name in ("secret", "isSecret", "is_secret", "sensitive"))
+        says_so = says_so or place.beside.get("type", "").lower() in _SECURE_TYPES
         if says_so or self._in_container(place):
             return NameKind.SECRET
         if place.name.lower() != "value" or self._is_setting:
@@ -373,9 +450,9 @@ class Scrubber:
     def _secret(self, value: str, place: Place, depth: int = 0) -> str:
         """Return the fake of a secret; what has a structure keeps it, so that programs can read it."""
         self._decisions += 1
-        if is_fake(value) or is_dummy_token(value) or not re.search(r"\w", value) or value.lower() in ("true", "false"):
+        if value in self._fakes or is_fake(value) or is_fake(unquote(value)) or is_dummy_token(value):
             return value
-        if is_fake(unquote(value)):
+        if not re.search(r"\w", value) or value.lower() in ("true", "false"):
             return value
         if value in self.secrets:
             return self.secrets[value]
@@ -457,6 +534,7 @@ class Scrubber:
         text = PRIVATE_KEY.sub(lambda key: self._within(key, self._private_key(key["value"])), text)
         text = TOKEN.sub(lambda token: self._token(token[0]), text)
         text = _URL.sub(lambda url: self._url(url[0], depth=depth), text)
+        text = BASIC.sub(self._basic, text)
         for form in (BEARER, USER_INFO, STORAGE_KEY, *known_forms(text), *commands(text)):
             text = form.sub(
                 lambda match: self._within(match, self._secret(match["value"], Place("credential password"))), text
@@ -464,6 +542,11 @@ class Scrubber:
         text = self._pairs(text, depth)
         text = rewrite_percent_encoded(text, lambda decoded: self.text(decoded, depth + 1))
         return self._runs(self._identities(text), depth)
+
+    def _basic(self, match: re.Match[str]) -> str:
+        """Return the credential of a Basic header, which may be short; words after "basic" stay."""
+        is_login = re.fullmatch(rb"[ -~]+:[ -~]+", from_base64(match["value"]) or b"") is not None
+        return self._within(match, self._secret(match["value"], Place("password"))) if is_login else match[0]
 
     def _private_key(self, body: str) -> str:
         """Return the body of a PEM block with fakes for its lines; the headers of old ones stay."""
@@ -607,6 +690,8 @@ class Scrubber:
         for segment in path.split("/"):
             decoded = unquote(segment)
             changed = decoded if decoded == segment else encoded(self._without_known(decoded))
+            if ";" in decoded and "=" in decoded:  # parameters of one segment
+                changed = self._pairs(changed, depth=0)
             segments.append(segment if changed == decoded else quote(changed, safe="-._~!$&'()*+,;=:@"))
         path = self._identities("/".join(segments), note)
         return self._outside(_EXEMPT, RUN, lambda run: self._segment(run[0]), path) if len(path) > 16 else path
@@ -636,6 +721,16 @@ class Scrubber:
         return fake
 
 
+def _string_of_json(text: str) -> str | None:
+    try:
+        value = json.loads(text, strict=False)
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None
+
+
+# A body that is one word, or one string of JSON.
+WHOLE_SECRET = re.compile(r"\s*(?P<q>\"?)(?P<value>[^\s{\[<\"](?:[^\n\"]*[^\s\"])?)(?P=q)\s*")
 _EXEMPT = re.compile(f"{PUBLISHED.pattern}|{VAULT_VERSION.pattern}", re.IGNORECASE)
 
 

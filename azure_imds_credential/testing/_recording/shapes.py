@@ -36,6 +36,8 @@ BEARER = re.compile(
     r"\b(?:[Bb](?:earer|asic|EARER|ASIC)|D?PoP|SharedKey(?:Lite)?|SharedAccessSignature|[Tt]oken)[ \t]+(?!\w+=\\?[\"'])"
     r"(?:[\w-]{1,64}:)?(?P<value>[\w.~+/-]{16,}=*)"
 )
+# Short ones are told from prose by what they stand for: a name and a password.
+BASIC = re.compile(r"\b[Bb]asic[ \t]+(?P<value>[A-Za-z0-9+/]{6,}={0,2})(?![\w+/=])")
 USER_INFO = re.compile(
     r"\b[a-z][a-z0-9+.-]{1,30}://[^\s/?#@:\"'<>]*:(?P<value>[^\s/?#\"'<>]+?)@(?=[\w.\[-])", re.IGNORECASE
 )
@@ -54,6 +56,7 @@ _KNOWN_FORMS = (
     (("Q~",), r"[\w~.-]{3}\dQ~[\w~.-]{31,34}"),  # a client secret of Entra
     (("0.A", "1.A"), r"[01]\.A[A-Za-z0-9_-]{3,}[\w.-]{30,}"),  # authorization codes and refresh tokens of Entra
     (("M.",), r"M\.[A-Z]\d{1,3}_[A-Z0-9]+\.[\w.!*$-]{20,}"),  # the same of Microsoft accounts
+    (("-",), r"(?:\d{6}-){7}\d{6}"),  # a recovery key of BitLocker
     (("JQQJ99",), r"[A-Za-z0-9]{52}JQQJ99[A-Za-z0-9]{26}"),  # keys of Azure services since 2024
 )
 _COMPILED_FORMS = tuple(
@@ -68,18 +71,35 @@ _COMMANDS = (
     (" -p", rf"\bsshpass\s+-p[ ]?[\"']?{_GIVEN}"),
     (" -p", rf"\b(?:mysql(?:dump|admin)?|mariadb)\b[^\n|;&]{{0,200}}?\s-p[\"']?{_GIVEN}"),
     (" user ", rf"\b[Nn][Ee][Tt]1?(?:\.exe)? user \S+ [\"']?{_GIVEN}[\"']? +/add"),
-    ("chpasswd", rf"\becho\s+[\"']?[\w.-]+:{_GIVEN}[\"']?\s*\|\s*(?:sudo\s+)?chpasswd"),
+    (
+        "chpasswd",
+        rf"\b(?:echo|printf)\s[^\n|;&]{{0,60}}?(?<![\w.-])[\w.-]+:{_GIVEN}[\"']?\s*\|\s*(?:sudo\s+)?chpasswd",
+    ),
+    ("chpasswd", rf"\bchpasswd\b[^\n|;&]{{0,60}}?<<<\s*[\"']?[\w.-]+:{_GIVEN}"),
     ("echo", rf"\becho\s+(?:-n\s+)?[\"']?{_GIVEN}[\"']?\s*\|[^\n|;&]{{0,200}}?(?:sudo\s+-S|--password-stdin|--stdin)"),
     ("assword", r"assword\s+(?P<q>[\"'])(?P<value>(?=[^\s\"']*\d)[^\s\"']{6,})(?P=q)"),
+    ("PASSWORD", r"\bPASSWORD\s+(?P<q>[\"'])(?P<value>[^\s\"']{4,})(?P=q)"),  # of SQL: CREATE ROLE, ALTER USER
     ("DENTIFIED", r"\bIDENTIFIED (?:WITH \w+ )?BY\s+(?P<q>[\"'])(?P<value>[^\s\"']+)(?P=q)"),
     ("htpasswd", rf"\bhtpasswd\s+-\w*b\w*\s+\S+\s+\S+\s+[\"']?{_GIVEN}"),
 )
 _COMPILED_COMMANDS = tuple((hint, re.compile(command)) for hint, command in _COMMANDS)
+# A line of PostgreSQL's password file: host:port:database:user:password. Addresses and times have other parts.
+_PASSWORD_FILE = re.compile(
+    r"(?<![\w.:*/-])(?:[A-Za-z0-9][\w-]*(?:\.[\w-]+)+|localhost|\*):(?:\d{3,5}|\*):(?:[A-Za-z_][\w.-]*|\*):"
+    r"(?:[A-Za-z_][\w.@-]*|\*):(?P<value>(?:\\[:\\]|[^\s\"':\\])+)(?=\s|[\"'\\]|$)"
+)
+_PORT = re.compile(r":(?:\d{3,5}|\*):[\w*]")
+# What chpasswd reads from a shell's here document.
+PASSWORD_LINES = re.compile(
+    r"\bchpasswd\b[^\n]{0,80}?<<-?[ \t]*[\"']?(?P<end>\w+)[\"']?[^\n]*\n(?P<value>.*?)\n[ \t]*(?P=end)\b", re.DOTALL
+)
+USER_AND_PASSWORD = re.compile(r"(?m)^(?P<head>[ \t]*(?:- )?[\"']?[a-z_][\w.-]{0,31}:)(?P<value>[^\s\"'][^\n\"']*)")
 
 
 def commands(text: str) -> list[re.Pattern[str]]:
     """Return the commands with a password that a text may hold."""
-    return [command for hint, command in _COMPILED_COMMANDS if hint in text]
+    found = [command for hint, command in _COMPILED_COMMANDS if hint in text]
+    return [*found, _PASSWORD_FILE] if _PORT.search(text) else found
 
 
 def known_forms(text: str) -> list[re.Pattern[str]]:

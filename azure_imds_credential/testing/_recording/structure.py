@@ -11,11 +11,14 @@ import binascii
 import html
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from .names import NameKind, kind_of, option_name
+import yaml
+
+from .names import NameKind, kind_of, name_within, option_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -154,7 +157,7 @@ class _Json:
             self.string(word, start, Place("", {}, above))
             self.at += 2
             first = self.at
-            self.value(_decoded(word), beside, above)
+            self.value(name_within(_decoded(word), beside), beside, above)
             if _decoded(word) == "columns":
                 self.columns = self.names_of_columns(first)
         self.at += 1
@@ -217,34 +220,49 @@ class _Xml:
         self.whole, self.visit = text, visit
         self.changes: list[tuple[int, int, str]] = []
         self.open_tags: list[str] = []  # outermost first
+        self.named: list[str] = []  # what the attributes of each open tag call it
         self.beside: dict[str, str] = {}  # the text that was last seen of each element
 
     def read(self, match: re.Match[str]) -> None:
-        above = tuple(_local(tag) for tag in reversed(self.open_tags))
+        names = [(_local(tag), named) for tag, named in zip(self.open_tags, self.named, strict=True)]
+        above = tuple(name for pair in reversed(names) for name in pair if name)
         name, outer = (above[0], above[1:]) if above else ("", ())
         if match["close"]:
-            while self.open_tags and self.open_tags.pop() != match["tag"]:
+            while self.open_tags and self.close() != match["tag"]:
                 pass
         elif match["tag"]:
-            self.attributes(match, (_local(match["tag"]), *above))
-            if not match["empty"]:
+            beside = self.attributes(match, (_local(match["tag"]), *above))
+            if not match["empty"] and match["tag"].lower() not in _EMPTY_TAGS:
                 self.open_tags.append(match["tag"])
+                self.named.append(next((beside[naming] for naming in ("name", "key") if naming in beside), ""))
         elif match["text"] is not None:
             self.beside[name] = html.unescape(match["text"].strip())
-            self.change(
-                match, "text", Place(name, dict(self.beside), outer), lambda text: html.escape(text, quote=False)
-            )
+            self.change(match, "text", self.place(name, outer), lambda text: html.escape(text, quote=False))
         elif match["cdata"]:
             self.change(match, "cdata", Place(name, {}, outer))
         elif match["comment"]:
             self.change(match, "comment", Place("", {}, above))
 
-    def attributes(self, tag: re.Match[str], above: tuple[str, ...]) -> None:
+    def close(self) -> str:
+        self.named.pop()
+        return self.open_tags.pop()
+
+    def place(self, name: str, outer: tuple[str, ...]) -> Place:
+        """Return the place of a text: a tag, its name in an attribute, or the key before it in a property list."""
+        named = self.named[-1] if self.named else ""
+        if kind_of(named) in (NameKind.SECRET, NameKind.KEY):
+            return Place(named, dict(self.beside), (name, *outer))
+        if name in ("string", "data") and outer[:1] == ("dict",):
+            return Place("value", {"key": self.beside.get("key", "")}, outer)
+        return Place(name, dict(self.beside), outer)
+
+    def attributes(self, tag: re.Match[str], above: tuple[str, ...]) -> dict[str, str]:
         found = list(_XML_ATTRIBUTE.finditer(self.whole, *tag.span("attributes")))
         beside = {each["name"]: html.unescape(each["quoted"] or each["bare"] or "") for each in found}
         for each in found:
             group = "bare" if each["quoted"] is None else "quoted"
             self.change(each, group, Place(_local(each["name"]), beside, above), html.escape)
+        return beside
 
     def change(
         self, match: re.Match[str], group: str, place: Place, escape: Callable[[str], str] | None = None
@@ -259,6 +277,118 @@ class _Xml:
 
 def _local(name: str) -> str:
     return name.rpartition(":")[2]
+
+
+# Elements of HTML that have no end tag.
+_EMPTY_TAGS = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"})
+
+
+# The loader written in C is several times faster; PyYAML is there without it, too.
+_YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YAML_PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
+_YAML_PLAIN = re.compile(r"[\w./+=][\w./+=@%-]*")
+
+
+def rewrite_yaml(text: str, visit: Callable[[str, Place], str]) -> str | None:
+    """Change the values of YAML, or return None if the text is no mapping or list of YAML. Comments are not visited."""
+    documents: list[yaml.Node | None] = []
+    with suppress(yaml.YAMLError, ValueError, RecursionError):
+        documents += yaml.compose_all(text, Loader=_YamlLoader)
+    if not documents or any(isinstance(document, yaml.ScalarNode) for document in documents):
+        return None
+    reader = _Yaml(text, visit)
+    for document in documents:
+        if document is not None:
+            reader.value(document, "", {}, ())
+    return _changed(text, reader.changes)
+
+
+class _Yaml:
+    """One pass over the nodes of YAML. One that has an anchor is visited where it stands first."""
+
+    def __init__(self, text: str, visit: Callable[[str, Place], str]) -> None:
+        self.text, self.visit = text, visit
+        self.changes: list[tuple[int, int, str]] = []
+        self.seen: set[int] = set()
+
+    def value(self, node: yaml.Node, name: str, beside: Mapping[str, str], above: tuple[str, ...]) -> None:
+        if id(node) in self.seen or len(above) > DEEPEST:
+            return
+        self.seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            members = [(key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
+            texts = {key: value.value for key, value in members if isinstance(value, yaml.ScalarNode)}
+            for key, value in members:
+                self.value(value, name_within(key, texts), texts, (name, *above))
+        elif isinstance(node, yaml.SequenceNode):
+            option = ""
+            for item in node.value:
+                is_option = isinstance(item, yaml.ScalarNode) and item.value.startswith("-")
+                self.value(item, option if option and not is_option else name, beside, above)
+                option = option_name(item.value) if is_option else ""
+        elif isinstance(node, yaml.ScalarNode):
+            self.scalar(node, Place(name, beside, above))
+
+    def scalar(self, node: yaml.ScalarNode, place: Place) -> None:
+        if not node.value:
+            return
+        changed = self.visit(node.value, place)
+        if changed == node.value:
+            return
+        start, end = node.start_mark.index, node.end_mark.index
+        properties = _YAML_PROPERTIES.match(self.text, start, end)
+        start = end if properties is None else properties.end()
+        self.changes.append((start, end, self.written(node, self.text[start:end], changed)))
+
+    @staticmethod
+    def written(node: yaml.ScalarNode, raw: str, changed: str) -> str:
+        if raw.startswith("|"):
+            head, *lines = raw.split("\n")
+            old, new = node.value.split("\n"), changed.split("\n")
+            if len(old) == len(new) <= len(lines) + 1:
+                indents = [line[: len(line.rstrip("\r")) - len(was)] for line, was in zip(lines, old, strict=False)]
+                ends = ["\r" if line.endswith("\r") else "" for line in lines]
+                made = [indent + text + end for indent, text, end in zip(indents, new, ends, strict=False)]
+                return "\n".join([head, *made, *lines[len(made) :]])
+        if raw.startswith("'"):
+            return "'" + changed.replace("'", "''") + "'"
+        quoted = json.dumps(changed, ensure_ascii=False)
+        if raw.startswith((">", "|")):
+            return quoted + raw[len(raw.rstrip()) :]
+        is_plain = not raw.startswith('"') and _YAML_PLAIN.fullmatch(changed)
+        return changed if is_plain else quoted
+
+
+def rewrite_events(text: str, change: Callable[[str], str]) -> str | None:
+    """Change the data of server-sent events whose JSON stands on several lines; None if there is none."""
+    lines = re.split(r"(\r\n|\n|\r)", text)
+    start, has_changed = 0, False
+    for end in range(0, len(lines) + 2, 2):
+        if end < len(lines) and lines[end].strip():
+            continue
+        data = [index for index in range(start, min(end, len(lines)), 2) if lines[index].startswith("data:")]
+        values = [re.sub("^data: ?", "", lines[index]) for index in data]
+        whole = "\n".join(values)
+        if len(data) > 1 and json_or_none(whole) is not None and (changed := change(whole)) != whole:
+            has_changed = True
+            made = changed.split("\n")
+            made += [""] * (len(data) - len(made))
+            for index, was, new in zip(data, values, made, strict=True):
+                lines[index] = lines[index][: len(lines[index]) - len(was)] + new
+        start = end + 2
+    return "".join(lines) if has_changed else None
+
+
+def events(text: str) -> list[str]:
+    """Return the data of server-sent events that stand on several lines."""
+    found: list[str] = []
+
+    def note(whole: str) -> str:
+        found.append(whole)
+        return whole
+
+    rewrite_events(text, note)
+    return found
 
 
 def rewrite_csv(text: str, visit: Callable[[str, Place], str]) -> str | None:
