@@ -57,13 +57,13 @@ integration: $(VENV)/installed-integration
 fuzz: $(VENV)/installed-fuzz
 	$(RUN) pytest tests/test_fuzz.py -k coverage_guided $(ARGS)
 
-# Material for MkDocs warns of MkDocs 2, which setup.cfg rules out.
 # One change at a time in the pure modules: does a test notice? A quarter of an hour; docs/proofs.md lists what survives.
 mutants: $(VENV)/installed-mutants
 	rm -rf mutants
 	$(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
+# Material for MkDocs warns of MkDocs 2, which setup.cfg rules out.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet
 	@echo "The site is build/docs/index.html; make docs-serve shows it, with search."

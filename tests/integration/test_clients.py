@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from clients_inside import APP, SYSTEM
+from environment import MACHINE
 from proving import HERE, lacking, run
 from test_true_address import OWN_ADDRESS
 
@@ -44,20 +45,20 @@ def _tool(name: str) -> str:
 def _java() -> list[str]:
     java, jars = _tool("java"), USER_CACHE / "java.classpath"
     told = f"-Dmdep.outputFile={jars}"
-    run(_tool("mvn"), "-q", "-B", "-f", CLIENTS / "java" / "pom.xml", "dependency:build-classpath", told)
+    run(_tool("mvn"), "-q", "-B", "-f", CLIENTS / "java" / "pom.xml", "dependency:build-classpath", told, env=MACHINE)
     return [java, "-cp", jars.read_text(), str(CLIENTS / "java" / "Token.java")]
 
 
 def _go() -> list[str]:
     program = USER_CACHE / "go-client"
-    run(_tool("go"), "build", "-o", program, ".", cwd=CLIENTS / "go", seconds=BUILD_SECONDS)
+    run(_tool("go"), "build", "-o", program, ".", cwd=CLIENTS / "go", seconds=BUILD_SECONDS, env=MACHINE)
     return [str(program)]
 
 
 def _rust() -> list[str]:
     target = USER_CACHE / "rust"
     command = [_tool("cargo"), "build", "--quiet", "--locked", "--target-dir", str(target)]
-    run(*command, cwd=CLIENTS / "rust", seconds=BUILD_SECONDS)
+    run(*command, cwd=CLIENTS / "rust", seconds=BUILD_SECONDS, env=MACHINE)
     return [str(target / "debug" / "client")]
 
 
@@ -67,8 +68,8 @@ def _azure_cli() -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
         pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run(*pip, f"azure-cli-core=={AZURE_CLI}", *AZURE_CLI_NEEDS)
-        run(*pip, "--no-deps", f"azure-cli=={AZURE_CLI}")
+        run(*pip, f"azure-cli-core=={AZURE_CLI}", *AZURE_CLI_NEEDS, env=MACHINE)
+        run(*pip, "--no-deps", f"azure-cli=={AZURE_CLI}", env=MACHINE)
         (folder / "whole").touch()
     return [str(folder / "bin" / "az")]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import MACHINE
 from proving import CACHE, HERE, free_port, needs, run, sample_environment, tool
 
 from azure_imds_credential.testing import ImdsEmulator
@@ -60,7 +61,8 @@ def kafka_libraries() -> Path:
     with (CACHE / "maven.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be installing
         if not stamp.exists() or stamp.read_text() != pom.read_text():
-            run(tool("mvn"), "-q", "-B", "-f", pom, "dependency:copy-dependencies", f"-DoutputDirectory={folder}")
+            told = f"-DoutputDirectory={folder}"
+            run(tool("mvn"), "-q", "-B", "-f", pom, "dependency:copy-dependencies", told, env=MACHINE)
             stamp.write_text(pom.read_text())
     return folder
 
