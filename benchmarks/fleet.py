@@ -102,7 +102,7 @@ def simulate(number: int, seeds: int) -> dict[str, Any]:
         "failures_most": max(each.failures for each in herds),
         "last_most": max(each.last for each in herds),
         "optimum": best,
-        # The window is nobody's to shorten: what counts is the time after it.
+        # No client can shorten the window: what counts is the time after it.
         "times_optimum": (max(each.last for each in herds) - gone) / (best - gone),
         "requests_mean": mean(len(each.requests) for each in herds),
     }
@@ -136,7 +136,7 @@ def _met(results: Mapping[str, Any]) -> dict[str, bool]:
     """Say which conditions this run meets; those for 32 processes only where so many were started."""
     met = {
         "a process where another has a token: at most 0.2 times bare msal": results["start"]["ratio"] <= 0.2,
-        "pods: nobody fails, 429 counted or not, with 410 (starts over 10 s) and without": not any(
+        "pods: none fails, 429 counted or not, with 410 (starts over 10 s) and without": not any(
             row["failures_most"]
             for row in results["pods"]
             if row["latency"] == LATENCIES[0] and row["case"] in REQUIRED

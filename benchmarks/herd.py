@@ -159,7 +159,7 @@ def start_with_a_token_there(emulator: EmulatorProcess, rounds: int) -> dict[str
 
 @contextmanager
 def own_memory() -> Iterator[str]:
-    """Give the processes a runtime directory of their own, so that they meet each other and nobody else."""
+    """Give the processes a runtime directory of their own, so that they meet each other and no other process."""
     made = mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
     yield made
     rmtree(made, ignore_errors=True)

@@ -135,7 +135,7 @@ def azure(tmp_path: Path) -> Iterator[Azure]:
     for name, text in (("az", AZ), ("sleep", SLEEP)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    (home / ".ssh" / "id_ed25519.pub").write_text("ssh-ed25519 AAAADUMMY nobody\n")
+    (home / ".ssh" / "id_ed25519.pub").write_text("ssh-ed25519 AAAADUMMY admin\n")
     secret_file = tmp_path / "the value"
     secret_file.write_text(SECRET)
     scratch = tmp_path / "scratch"
@@ -196,7 +196,7 @@ def test_up_makes_everything_in_order(azure: Azure) -> None:
 
 
 def test_up_gives_least_privilege(azure: Azure) -> None:
-    """Identities may read secrets of this vault, the deployer may write them, and nobody gets anything else."""
+    """Identities may read secrets of this vault, the deployer may write them, and no other role is given."""
     given = [call for call in azure.up().calls if call[:2] == ["role", "assignment"]]
     officer, user = "b86a8fe4-44ce-4948-aee5-eccb2c155cd7", "4633458b-17de-408a-b874-0445c86b69e6"
     assert [dict(zip(call[3:11:2], call[4:11:2], strict=True)) for call in given] == [
@@ -243,7 +243,7 @@ def test_a_failure_stops_the_run_and_the_next_run_completes_it(azure: Azure, com
 
 @pytest.mark.parametrize("null", ["", "None"])
 def test_an_answer_without_a_value_stops_the_run(azure: Azure, null: str) -> None:
-    """No role is ever assigned to nobody: null, which az writes as `None` or as nothing, ends the run."""
+    """No role is assigned without a principal: null, which az writes as `None` or as nothing, ends the run."""
     (azure.state / "null").write_text(null + "\n")
     run = azure.up()
     assert (run.returncode, run.commands()[-1]) == (1, "vm show")
@@ -353,7 +353,7 @@ def test_a_second_down_does_nothing(azure: Azure) -> None:
     assert (last.returncode, last.commands()) == (0, ["group exists", "keyvault list-deleted"])
 
 
-@pytest.mark.parametrize("tag", ["", "somebody-else"])
+@pytest.mark.parametrize("tag", ["", "another"])
 def test_down_refuses_a_group_that_up_did_not_make(azure: Azure, tag: str) -> None:
     """A group without this script's tag is never deleted, and `up` never tags one that was there before."""
     (azure.state / "group").write_text(tag + "\n")
@@ -387,7 +387,7 @@ OPTIONS = {
     "--location": "northeurope",
     "--vm": "another-vm",
     "--vm-size": "Standard_D4s_v5",
-    "--admin": "somebody",
+    "--admin": "admin-user",
     "--ssh-from": "203.0.113.0/24",
     "--identity": "another-identity",
     "--subscription": "My Subscription",

@@ -90,7 +90,7 @@ def serve_identity() -> Any:
     return IdentityInfo(None, None, None, None, None, None, None, {})
 
 
-def test_serve_tells_no_client_id_that_nobody_told() -> None:
+def test_serve_invents_no_client_id() -> None:
     """An opaque token of an identity without a client ID comes without that member, as on Container Instances."""
     body = serve_tokens.TokenBody("opaque", VAULT, serve_identity(), None, 5000, 1000.0).at(1000.0).body
     assert b"client_id" not in body
@@ -190,7 +190,7 @@ def test_serve_failures_push_out_no_token(imds: ImdsEmulator, monkeypatch: pytes
     with serving(imds, max_tokens=2) as serve:
         serve.token()
         for number in range(5):
-            assert serve.ask(f"{TARGET}&client_id=nobody-{number}").status == 400
+            assert serve.ask(f"{TARGET}&client_id=unknown-{number}").status == 400
         imds.clear_requests()
         serve.token()
         imds.assert_requests(0)
@@ -314,7 +314,7 @@ def test_serve_behind_serve_is_refused(
 
 
 def test_serve_refuses_answers_of_serve(imds: ImdsEmulator, serve: Serving) -> None:
-    """A token that comes with serve's header is thrown away, whoever sent it."""
+    """A token that comes with serve's header is thrown away, whatever server sent it."""
     imds.script(faults.status(200, {"access_token": "x"}, headers={SERVE_HEADER: "9"}))
     answer = serve.ask()
     assert answer.status == 503
@@ -464,7 +464,7 @@ def test_serve_instance_answers_age(imds: ImdsEmulator) -> None:
     now = [0.0]
 
     async def asked_at(*seconds: float) -> None:
-        async with Instance(imds.endpoint, lambda: now[0]) as instance:
+        async with Instance(imds.endpoint, lambda *_: None, lambda: now[0]) as instance:
             for moment in seconds:
                 now[0] = moment
                 assert (await instance.answer("/metadata/versions")).status == 200
@@ -580,6 +580,15 @@ def test_serve_tells_of_upstream_requests(imds: ImdsEmulator, serve: Serving) ->
     )
 
 
+def test_serve_tells_of_instance_requests(serve: Serving) -> None:
+    """So is a request to the rest of IMDS, by its path; one that is answered from the last minute is none."""
+    for _ in range(2):
+        serve.ask("/metadata/instance/compute?api-version=2021-02-01")
+    ((event, facts),) = serve.told
+    assert (event, facts["path"], facts["status"]) == ("upstream", "/metadata/instance/compute", 200)
+    assert facts["milliseconds"] >= 0
+
+
 def test_serve_tells_what_was_served(imds: ImdsEmulator, serve: Serving) -> None:
     """The report of a minute says what was served in it; a minute without requests has none."""
     serve.token()
@@ -611,7 +620,7 @@ def test_serve_keeps_places_for_held_tokens(imds: ImdsEmulator, monkeypatch: pyt
 
 
 def test_serve_goes_on_when_clients_leave(imds: ImdsEmulator, serve: Serving) -> None:
-    """A client that leaves while IMDS is asked takes the token from nobody."""
+    """A client that leaves while IMDS is asked takes the token from no other client."""
     import socket
     from urllib.parse import urlsplit
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
-from serving import TARGET
+from serving import TARGET, serving
 
 from azure_imds_credential._cli import main
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
@@ -130,6 +129,21 @@ def test_program_ends_after_the_requests_under_way(number: signal.Signals, imds:
         assert serve.wait(30) == 0
 
 
+def test_serve_ends_with_an_answer_for_those_that_wait(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that still waits when the time for the end is over gets 503, not a connection without an answer."""
+    monkeypatch.setattr("azure_imds_credential.serve._program._GRACE", 0.1)
+    release = threading.Event()
+    imds.script(faults.hold(release))
+    with ThreadPoolExecutor(1) as pool:
+        with serving(imds) as serve:
+            asked = pool.submit(serve.ask)
+            imds.wait_for_requests(1)
+        release.set()
+        answer = asked.result()
+    assert answer.status == 503
+    assert "is being ended" in answer.json["error_description"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
 def test_program_forgets_on_sighup(imds: ImdsEmulator) -> None:
     """SIGHUP forgets the tokens; the next request asks IMDS, past its own cache."""
@@ -198,8 +212,12 @@ def test_program_starts_with_the_tokens_of_the_last(imds: ImdsEmulator) -> None:
         (["--host", "0.0.0.0"], "--i-know-that-others-can-ask"),
         (["--host", "imds.example"], "must be an IP address"),
         (["--port", "x"], "must be a number from 0 to 65535"),
-        (["--endpoint", "nonsense"], "--endpoint must"),
-        (["--timeout", "0"], "--timeout must"),
+        (["--endpoint", "nonsense"], " --endpoint must"),
+        (["--endpoint", "http://127.0.0.1:99999"], " --endpoint must"),
+        (["--timeout", "0"], " --timeout must"),
+        (["--host", "192.0.2.1", "--i-know-that-others-can-ask"], "cannot listen on 192.0.2.1: "),
+        (["--allow-host", ""], "argument --allow-host: must be a name"),
+        (["--allow-host", "http://imds"], "argument --allow-host: must be a name"),
         (["--endpoint", "http://127.0.0.1:PORT", "--port", "PORT"], "where serve itself listens"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -217,11 +235,13 @@ def test_program_refuses_wrong_arguments(
 
 
 def test_program_says_that_the_port_is_taken(run: Callable[..., tuple[int, str, str]]) -> None:
-    """A port that something else has ends it with 2 and the system's words."""
+    """A port that another program has ends it with 2, and says how to go on, as `emulate` does."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, _, err = run("--port", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        code, _, err = run("--port", str(port))
     assert code == 2
-    assert os.strerror(98 if ON_LINUX else 48).lower() in err.lower() or not ON_LINUX
+    assert f"port {port} of 127.0.0.1 is taken: " in err
+    assert "--port, or 0 for a free one" in err
 
 
 def test_program_names_the_missing_extra(

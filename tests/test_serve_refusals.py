@@ -17,7 +17,9 @@ import pytest
 from raw_http import Raw, send
 from serving import TARGET, VAULT, Serving, serving
 
-from azure_imds_credential.serve._peer import NOT_FOUND, peer_uid
+from azure_imds_credential import __version__
+from azure_imds_credential.serve import SERVE_HEADER
+from azure_imds_credential.serve._peer import NOT_FOUND, UNKNOWN_USER, peer_uid
 from azure_imds_credential.serve._program import ServeOptions, check_addresses
 from azure_imds_credential.serve._requests import Hosts
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
@@ -44,7 +46,7 @@ def bytes_of(serve: Serving, text: str) -> bytes:
 
 
 def statuses(answer: Raw) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer.data)]
+    return [int(status) for status in re.findall(rb"HTTP/\d\.\d (\d{3}) ", answer.data)]
 
 
 # Refusals
@@ -66,6 +68,8 @@ REFUSED = {
     "preflight": (PREFLIGHT, 405),
     "absolute target": (GET.replace("GET ", "GET http://HOST"), 400),
     "absolute target elsewhere": (GET.replace("GET ", "GET http://169.254.169.254"), 400),
+    "target with a fragment": (GET.replace(TARGET, f"{TARGET}#part"), 400),
+    "HTTP/2.0": (GET.replace("HTTP/1.1", "HTTP/2.0"), 400),
     "target without slash": (GET.replace(f"GET {TARGET}", "GET metadata"), 400),
     "no Host": (GET.replace("Host: HOST\n", ""), 400),
     "two Hosts": (GET + "Host: HOST\n", 400),
@@ -102,7 +106,8 @@ def test_serve_refuses(name: str, imds: ImdsEmulator, serve: Serving) -> None:
     answer = send(serve.url, bytes_of(serve, f"{text}\n"))
     assert statuses(answer) == [status], answer.data
     assert token.encode() not in answer.data
-    assert answer.header("Connection") == "close" or answer.data.startswith(b"HTTP/1.0 ")
+    assert answer.header("Connection") == "close" or answer.data.startswith((b"HTTP/1.0 ", b"HTTP/2.0 "))
+    assert answer.header(SERVE_HEADER) == __version__
     assert not [key for key, _ in answer.headers if key.lower().startswith("access-control")]
     assert imds.requests == []
 
@@ -125,6 +130,14 @@ def test_serve_needs_metadata_as_documented(lines: str, serve: Serving) -> None:
 def test_serve_is_asked_by_its_address(host: str) -> None:
     """A Host that names loopback and the port is serve's, and so is IMDS's own where a machine redirects it."""
     assert Hosts(8169).allow(host, "127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.4", "imds.kube-system", "127.0.0.1:80"])
+def test_serve_on_port_80_is_asked_without_it(host: str) -> None:
+    """Clients leave port 80 out of Host: there, and only there, names alone will do."""
+    assert Hosts(80, ["imds.kube-system"]).allow(host, "10.0.0.4")
+    assert not Hosts(80).allow("evil.example", "10.0.0.4")
+    assert not Hosts(8169).allow("127.0.0.1", "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +222,15 @@ def test_serve_limits_headers(request_: str, serve: Serving) -> None:
     assert token.encode() not in answer.data
 
 
+def test_serve_answers_what_is_no_http_as_everything_else(serve: Serving) -> None:
+    """The answer to bytes that are no request has IMDS's shape and serve's header, repeats none of them, and counts."""
+    answer = send(serve.url, bytes_of(serve, "GET /healthz HTTP/1.1\nHost : HOST\n<script>\n\n"))
+    assert (answer.status, answer.json["error"]) == (400, "invalid_request")
+    assert (answer.header(SERVE_HEADER), answer.header("Server")) == (__version__, "IMDS/azure-imds-serve")
+    assert b"<script>" not in answer.data
+    assert serve.service.metrics.refusals == {"http": 1}
+
+
 def test_serve_answers_pipelined_requests(serve: Serving) -> None:
     """Requests that follow each other on a connection are answered in their order."""
     last = "GET /x HTTP/1.1\nHost: HOST\nConnection: close\n\n"
@@ -291,7 +313,7 @@ def test_serve_waits_for_slow_answers_of_imds(imds: ImdsEmulator) -> None:
 
 
 def test_serve_makes_room_for_new_connections(imds: ImdsEmulator) -> None:
-    """Of too many connections the one that was idle longest is ended: those who do nothing keep nobody out."""
+    """Of too many connections the one that was idle longest is ended: those that do nothing keep out no client."""
     with serving(imds, max_connections=8) as serve, ExitStack() as stack:
         idle = [stack.enter_context(connect(serve)) for _ in range(40)]
         serve.token()
@@ -384,6 +406,15 @@ def test_serve_refuses_other_users(*, user_only: bool, status: str, imds: ImdsEm
         said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     assert said == status
     assert len(imds.requests) == (not user_only)
+
+
+def test_user_only_is_not_for_the_unknown_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container each user that it does not know has one number: serve under that number could not tell them."""
+    monkeypatch.setattr("azure_imds_credential.serve._program.is_supported", lambda: True)
+    monkeypatch.setattr("os.getuid", lambda: UNKNOWN_USER, raising=False)
+    with pytest.raises(ValueError, match="--user-only"):
+        check_addresses(ServeOptions(user_only=True), "127.0.0.1", 8169)
+    check_addresses(ServeOptions(), "127.0.0.1", 8169)
 
 
 TABLE = """\

@@ -20,6 +20,7 @@ from .._source import ManagedIdentitySource, detect_source
 from .._whoami import IdentityInfo, identity_info
 from ..serve._arguments import options_from
 from . import tools
+from .machine import cannot_listen
 from .output import (
     EXIT_CODES,
     FOUND,
@@ -247,7 +248,9 @@ def serve(arguments: argparse.Namespace) -> Result:
         raise CommandError(extra_needed("azure-imds serve", "serve")) from error
     try:
         run_serve(options_from(arguments), show)
-    except (ValueError, ImportError, OSError) as error:
+    except OSError as error:
+        raise CommandError(cannot_listen(error, arguments.host, arguments.port)) from error
+    except (ValueError, ImportError) as error:
         raise CommandError(in_a_shell(str(error))) from error
     return Result({})
 

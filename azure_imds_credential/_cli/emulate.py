@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._extras import extra_needed
-from .machine import listener_of
+from .machine import cannot_listen
 from .output import CommandError, Result, note, show
 from .text import is_terminal, to_json
 
@@ -55,7 +54,7 @@ def emulate(arguments: argparse.Namespace) -> Result:
                 log=say,
             )
     except OSError as error:
-        raise CommandError(_cannot_listen(error, arguments.host, arguments.port)) from error
+        raise CommandError(cannot_listen(error, arguments.host, arguments.port)) from error
     except ValueError as error:
         raise CommandError(str(error)) from error
     return Result({})
@@ -114,15 +113,3 @@ def _login_refusal() -> str | None:
     except (LookupError, OSError) as error:
         return str(error).rstrip(".")
     return None
-
-
-def _cannot_listen(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        holder = listener_of(port) or (
-            f"perhaps by another `azure-imds emulate`; `ss -ltnp sport = :{port}` on Linux and `lsof -i :{port}` "
-            "elsewhere show what listens there"
-        )
-        return f"port {port} of {host} is taken: {holder}. Choose another with --port, or 0 for a free one"
-    if error.errno == errno.EACCES:
-        return f"port {port} of {host} is for privileged users: choose one from 1024 on with --port"
-    return f"cannot listen on {host}: {error.strerror or error}"

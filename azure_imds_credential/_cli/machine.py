@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -315,3 +316,16 @@ def listener_of(port: int) -> str | None:
         except OSError:  # it has ended, or belongs to another user
             continue
     return None
+
+
+def cannot_listen(error: OSError, host: str, port: int) -> str:
+    """Say why a command cannot listen on an address, and how to go on."""
+    if error.errno == errno.EADDRINUSE:
+        holder = listener_of(port) or (
+            f"perhaps by another `azure-imds serve` or `emulate`; `ss -ltnp sport = :{port}` on Linux and "
+            f"`lsof -i :{port}` elsewhere show what listens there"
+        )
+        return f"port {port} of {host} is taken: {holder}. Choose another with --port, or 0 for a free one"
+    if error.errno == errno.EACCES:
+        return f"port {port} of {host} is for privileged users: choose one from 1024 on with --port"
+    return f"cannot listen on {host}: {error.strerror or error}"

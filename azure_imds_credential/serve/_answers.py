@@ -149,6 +149,8 @@ def failure(error: ImdsError, upstream: Answer | None) -> Answer:
     return identity_error(error.status, error.error_description or str(error), code)
 
 
+NOT_HTTP = identity_error(400, "Not a request of HTTP/1.1", reason="http")
+ENDING = identity_error(503, "azure-imds serve is being ended", "service_unavailable")
 UPSTREAM_IS_SERVE = identity_error(
     503,
     "azure-imds serve was told to ask another azure-imds serve, or itself. Start it with --endpoint and the address of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ def add_arguments(
     )
     who.add_argument(
         "--allow-host",
+        type=_host_name,
         action="append",
         default=[],
         metavar="NAME",
@@ -65,6 +67,12 @@ def add_arguments(
         action="store_true",
         help="listen on an address that is not loopback: whatever reaches it gets this machine's tokens",
     )
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be a name such as imds.kube-system, or NAME:PORT, got {text!r}")
+    return text
 
 
 def options_from(arguments: argparse.Namespace) -> ServeOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -13,6 +13,28 @@ from ._peer import peer_uid
 
 MAX_CONNECTIONS = 256
 IDLE_SECONDS = 30.0
+
+
+class Http(web.RequestHandler):
+    """aiohttp's protocol for one connection, with serve's own answer to what is not HTTP.
+
+    Args:
+        server: aiohttp's server.
+        not_http: Returns that answer.
+        options: Those of aiohttp's protocol.
+    """
+
+    __slots__ = ("_not_http",)
+
+    def __init__(self, server: web.Server, not_http: Callable[[], web.Response], **options: Any) -> None:
+        super().__init__(server, **options)
+        self._not_http = not_http
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, *details: Any, **more: Any
+    ) -> web.StreamResponse:
+        """Return the answer to a request that cannot be read, or to one that failed."""
+        return self._not_http() if status == 400 else super().handle_error(request, status, *details, **more)
 
 
 class Connections:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 
 from aiohttp import web
 
-from ._answers import NOT_FOUND, TEXT, Answer, identity_error
+from ._answers import ENDING, NOT_FOUND, TEXT, Answer, identity_error
 from ._connections import Connections
 from ._instance import Instance
 from ._metrics import CONTENT_TYPE, Metrics, rendered
@@ -56,6 +57,8 @@ class Handler:
     ) -> None:
         self._tokens, self._instance, self._hosts, self._metrics = tokens, instance, hosts, metrics
         self._clock, self._health_asked = clock, -_HEALTH_SECONDS
+        self._under_way: set[asyncio.Task[object]] = set()
+        self._is_ending = False
         self.connections: Connections
 
     async def __call__(self, request: web.BaseRequest) -> web.Response:
@@ -63,26 +66,46 @@ class Handler:
         connection = self.connections.begin(request.protocol)
         if connection is None or request.transport is None:
             return NOT_FOUND.response(close=True)  # no client is there to read it
+        task = asyncio.current_task()
+        assert task is not None  # aiohttp makes one per request
+        self._under_way.add(task)
         try:
             local_address = request.transport.get_extra_info("sockname")[0]
             target = request.raw_path
-            refused = refusal(request.method, target, request.headers, self._hosts, local_address)
+            refused = refusal(request.version, request.method, target, request.headers, self._hosts, local_address)
             if refused is None and not await self.connections.may_ask(connection):
                 refused = _WRONG_USER
             if refused is not None:
-                self._metrics.refusals[refused.reason] += 1
-                self._metrics.answers["refused", refused.status] += 1
-                return refused.response(close=True)
+                return self.refuse(refused)
             kind, answer = await self._routed(target, request)
             self._metrics.answers[kind, answer.status] += 1
             if answer.reason:
                 self._metrics.refusals[answer.reason] += 1
             return answer.response()
+        except asyncio.CancelledError:
+            if not self._is_ending:
+                raise
+            return ENDING.response(close=True)
         except Exception:
             _logger.exception("a request failed")
             return _BROKEN.response(close=True)
         finally:
+            self._under_way.discard(task)
             self.connections.finish(connection)
+
+    def refuse(self, refused: Answer) -> web.Response:
+        """Count a refusal, and return its response, after which the connection ends."""
+        self._metrics.refusals[refused.reason] += 1
+        self._metrics.answers["refused", refused.status] += 1
+        return refused.response(close=True)
+
+    async def end(self, seconds: float) -> None:
+        """Wait so long for the answers of requests under way; those that still have none get 503."""
+        self._is_ending = True
+        if self._under_way:
+            await asyncio.wait(set(self._under_way), timeout=seconds)
+        for task in self._under_way:
+            task.cancel()
 
     async def _routed(self, target: str, request: web.BaseRequest) -> tuple[str, Answer]:
         path, query = split_target(target)

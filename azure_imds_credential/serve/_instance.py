@@ -14,6 +14,7 @@ from typing_extensions import Self
 from .. import __version__
 from . import SERVE_HEADER
 from ._answers import JSON, THROTTLED, UPSTREAM_IS_SERVE, Answer, identity_error
+from ._log import Tell
 from ._requests import AGENT
 
 KEPT_SECONDS = 60.0
@@ -31,11 +32,12 @@ class Instance:
 
     Args:
         endpoint: Base URL of IMDS.
+        tell: Writes a line for an event.
         clock: Returns seconds that only go forward.
     """
 
-    def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._endpoint, self._clock = endpoint, clock
+    def __init__(self, endpoint: str, tell: Tell, clock: Callable[[], float] = time.monotonic) -> None:
+        self._endpoint, self._tell, self._clock = endpoint, tell, clock
         self._kept: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._turns: deque[float] = deque(maxlen=PER_WINDOW)  # when the latest requests were or will be sent
@@ -72,6 +74,14 @@ class Instance:
 
     async def _fetch(self, target: str, wait: float) -> Answer:
         await asyncio.sleep(wait)
+        begun = self._clock()
+        answer = await self._asked(target)
+        milliseconds = round(1000 * (self._clock() - begun))
+        path = target.partition("?")[0]
+        self._tell("upstream", {"path": path, "status": answer.status, "milliseconds": milliseconds})
+        return answer
+
+    async def _asked(self, target: str) -> Answer:
         headers = {"Metadata": "true", "User-Agent": f"{AGENT}/{__version__}", "Accept-Encoding": "identity"}
         try:
             async with self._session.get(self._endpoint + target, headers=headers, allow_redirects=False) as response:

@@ -9,6 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 NOT_FOUND = -1
+# Who owns what belongs to users that this user namespace has no number for: the default of kernel.overflowuid, which
+# no distribution changes (https://docs.kernel.org/admin-guide/sysctl/fs.html).
+UNKNOWN_USER = 65534
 _TABLES = ("/proc/self/net/tcp", "/proc/self/net/tcp6")  # there with systemd's ProcSubset=pid too
 
 

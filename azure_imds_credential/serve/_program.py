@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -19,18 +20,20 @@ from aiohttp import web
 from typing_extensions import Self
 
 from . import DEFAULT_PORT
-from ._connections import IDLE_SECONDS, MAX_CONNECTIONS, Connections
+from ._answers import NOT_HTTP
+from ._connections import IDLE_SECONDS, MAX_CONNECTIONS, Connections, Http
 from ._handler import Handler
 from ._instance import Instance
 from ._log import LibraryLog, Tell, teller
 from ._metrics import Metrics
-from ._peer import is_supported
+from ._peer import UNKNOWN_USER, is_supported
 from ._requests import Hosts
 from ._tokens import MAX_TOKENS, Tokens
 
 IMDS = "http://169.254.169.254"
 REPORT_SECONDS = 60.0
 _GRACE = 5.0  # seconds that requests under way have to end, once serve is told to
+_LAST_WRITES = 1.0  # seconds for answers to be taken; aiohttp waits twice as long, and systemd's unit 10 s in all
 _BACKLOG = 256
 # What a request to IMDS is made with. It takes 0.3 s to import, which the first client need not wait for. Answers from
 # the shared cache need none of it, so it comes a little later.
@@ -118,14 +121,14 @@ class Service:
         self.metrics = Metrics()
         address, port = listener.getsockname()[:2]
         with _closed_on_error(listener):
-            check_addresses(options, address, port)
             self._tokens = Tokens(
                 options.endpoint,
                 timeout=options.timeout,
                 shared_cache=options.shared_cache,
                 max_tokens=options.max_tokens,
             )
-        self._instance = Instance(options.endpoint.rstrip("/"))
+            check_addresses(options, address, port)
+        self._instance = Instance(options.endpoint.rstrip("/"), tell)
         hosts = Hosts(port, options.allow_hosts)
         self._handler = Handler(self._tokens, self._instance, hosts, self.metrics)
         self.url = f"http://{_reachable(address)}:{port}"
@@ -138,8 +141,12 @@ class Service:
         quiet.setLevel(logging.CRITICAL)
         # aiohttp itself limits the request line and each header to 8,190 bytes. Without lingering, a body that was
         # refused is not read.
-        self._http = web.Server(
-            self._handler,
+        self._http = web.Server(self._handler)
+        new_http = partial(
+            Http,
+            self._http,
+            lambda: self._handler.refuse(NOT_HTTP),
+            loop=self._loop,
             access_log=None,
             logger=quiet,
             keepalive_timeout=self._options.idle_seconds,
@@ -147,7 +154,7 @@ class Service:
             auto_decompress=False,
         )
         self._connections = self._handler.connections = Connections(
-            self._http,
+            new_http,
             limit=self._options.max_connections,
             idle_seconds=self._options.idle_seconds,
             only_uid=os.getuid() if self._options.user_only else None,
@@ -173,7 +180,8 @@ class Service:
             task.cancel()
         self._server.close()
         self._http.pre_shutdown()
-        await self._http.shutdown(_GRACE)
+        await self._handler.end(_GRACE)
+        await self._http.shutdown(_LAST_WRITES)
         self._connections.close()
         await self._instance.__aexit__(exc_type, exc, traceback)
         library = logging.getLogger("azure_imds_credential")
@@ -233,7 +241,12 @@ def listening_socket(options: ServeOptions) -> socket.socket:
 
 
 def check_addresses(options: ServeOptions, address: str, port: int) -> None:
-    """Refuse addresses that would open more than the user said, or lead back here.
+    """Refuse options that would open more than the user said, or lead back here.
+
+    Args:
+        options: All of them; the endpoint is known to be a URL.
+        address: IP address that serve listens on.
+        port: Its port.
 
     Raises:
         ValueError: They do; the message says what to change.
@@ -246,11 +259,13 @@ def check_addresses(options: ServeOptions, address: str, port: int) -> None:
         )
     if options.user_only and not is_supported():
         raise ValueError("--user-only needs /proc/net/tcp, which only Linux has")
-    try:
-        upstream = urlsplit(options.endpoint)
-        same = (upstream.hostname, upstream.port or 80) in ((address, port), ("localhost", port))
-    except ValueError as error:
-        raise ValueError(f"--endpoint must be a URL such as {IMDS}, got {options.endpoint!r}") from error
+    if options.user_only and os.getuid() == UNKNOWN_USER:
+        raise ValueError(
+            f"--user-only is of no use to the user {UNKNOWN_USER}: Linux shows every user that a container does not "
+            "know as that one; run serve as another user"
+        )
+    upstream = urlsplit(options.endpoint)
+    same = (upstream.hostname, upstream.port or 80) in ((address, port), ("localhost", port))
     if same and listens_on.is_loopback:
         raise ValueError(f"--endpoint {options.endpoint} is where serve itself listens; it must be the address of IMDS")
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from multidict import CIMultiDictProxy
 
-from ._answers import LOOP_CODE, NO_METADATA_HEADER, WRONG_METHOD, Answer, identity_error
+from ._answers import LOOP_CODE, NO_METADATA_HEADER, NOT_HTTP, WRONG_METHOD, Answer, identity_error
 
 TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a password
 _INSTANCE_PATH = re.compile(r"/metadata/(?:versions|instance(?:/[\w-]+)*)", re.ASCII)
@@ -35,6 +35,7 @@ _PARAMETERS = {"api-version", "resource", "bypass_cache", *SELECTORS}
 _OLDEST_VERSION = "2018-02-01"  # the first that has managed identities
 _MOST_PARAMETERS = 20
 MAX_HEADERS = 64  # clients of IMDS send about ten
+_HTTP_PORT = 80  # clients leave it out of Host
 _IMDS_HOSTS = ("169.254.169.254", "169.254.169.254:80")  # for machines that redirect IMDS's address to this port
 
 
@@ -70,6 +71,8 @@ class Hosts:
         self._names = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
         self._names |= {*_IMDS_HOSTS, *(name.lower() for name in more)}
         self._names |= {f"{name.lower()}:{port}" for name in more}
+        if port == _HTTP_PORT:
+            self._names |= {name.removesuffix(f":{port}") for name in self._names}
 
     def allow(self, host: str, local_address: str) -> bool:
         """Say whether a request with this Host may be answered.
@@ -82,24 +85,33 @@ class Hosts:
             return True
         address = ipaddress.ip_address(local_address.partition("%")[0])  # the zone of a link-local address
         mapped = getattr(address, "ipv4_mapped", None) or address
-        return host == f"{mapped if mapped.version == 4 else f'[{mapped}]'}:{self._port}"
+        name = str(mapped) if mapped.version == 4 else f"[{mapped}]"
+        return host == f"{name}:{self._port}" or (self._port == _HTTP_PORT and host == name)
 
 
 def refusal(
-    method: str, target: str, headers: CIMultiDictProxy[str], hosts: Hosts, local_address: str
+    version: tuple[int, int],
+    method: str,
+    target: str,
+    headers: CIMultiDictProxy[str],
+    hosts: Hosts,
+    local_address: str,
 ) -> Answer | None:
     """Return the answer to a request that is refused whatever it asks for; None for one that is not.
 
     Args:
+        version: The version of HTTP that it names.
         method: Its method.
         target: Its target as it was sent.
         headers: Its headers.
         hosts: The Host headers that are this machine's.
         local_address: The IP address that the connection was made to.
     """
+    if version not in ((1, 0), (1, 1)):
+        return NOT_HTTP
     if method not in ("GET", "HEAD"):
         return WRONG_METHOD
-    if not target.startswith("/"):
+    if not target.startswith("/") or "#" in target:  # a fragment is the client's own, RFC 9110, section 4.2.5
         return identity_error(400, "The request target must be a path", reason="target")
     if len(headers) > MAX_HEADERS:
         return identity_error(400, "Too many headers", reason="headers")
