@@ -113,7 +113,10 @@ class Tokens:
     async def answer(self, query: TokenQuery) -> Answer:
         """Return the token, or why there is none, as IMDS would say it."""
         key = (query.selector, query.value and query.value.lower(), query.resource)  # Azure's identifiers have no case
-        entry = self._entry(key, query)
+        try:
+            entry = self._entry(key, query)
+        except ValueError as error:  # a credential refuses to be made for such an identity
+            return identity_error(400, str(error))
         now = self._wall_clock()
         usable = entry.body is not None and entry.body.expires_on > now
         if self._waiting >= MAX_WAITING and (not usable or query.bypass_cache):
