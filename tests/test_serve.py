@@ -21,6 +21,7 @@ from raw_http import exchange
 from serving import TARGET, TOKEN_PATH, VAULT, Serving, members, serving
 
 import azure_imds_credential.serve
+import azure_imds_credential.serve._instance as serve_instance
 import azure_imds_credential.serve._tokens as serve_tokens
 from azure_imds_credential import ImdsRequestError, __version__
 from azure_imds_credential.aio import ImdsCredential
@@ -620,6 +621,24 @@ def test_serve_keeps_places_for_held_tokens(imds: ImdsEmulator, monkeypatch: pyt
         release.set()
         assert [each.result().status for each in asked] == [200] * 3
         assert serve.ask(STORAGE).status == 200
+
+
+def test_serve_instance_requests_keep_no_client_from_its_token(
+    imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When as many wait for instance metadata as may, also for the same answer, a further one gets 429 at once."""
+    monkeypatch.setattr(serve_instance, "MAX_WAITING", 2)
+    release = threading.Event()
+    imds.script(faults.hold(release), path="/metadata/versions")
+    with serving(imds) as serve, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(serve.ask, "/metadata/versions") for _ in range(2)]
+        while serve.call(lambda: serve.service._instance._waiting) < 2:
+            threading.Event().wait(0.01)
+        assert serve.ask("/metadata/versions").status == 429
+        serve.token()
+        release.set()
+        assert [each.result().status for each in asked] == [200] * 2
+        assert serve.ask("/metadata/instance").status == 400  # IMDS's words: no api-version
 
 
 def test_serve_goes_on_when_clients_leave(imds: ImdsEmulator, serve: Serving) -> None:

@@ -22,6 +22,7 @@ KEPT_ANSWERS = 64
 # https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#rate-limiting: 5 a second for all but
 # managed identities. The window is a little longer than theirs, since requests do not take equally long to get there.
 PER_WINDOW, WINDOW = 5, 1.1
+MAX_WAITING = 16  # requests that wait for IMDS at once, also for the same answer
 LONGEST_TURN = 5.0  # seconds that a request waits for its turn; beyond them it gets IMDS's 429
 BODY_LIMIT = 1 << 18  # bytes; a document has about 5,000, and at most 64 KiB of user data in base64
 _TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
@@ -40,6 +41,7 @@ class Instance:
         self._endpoint, self._tell, self._clock = endpoint, tell, clock
         self._kept: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
+        self._waiting = 0
         self._turns: deque[float] = deque(maxlen=PER_WINDOW)  # when the latest requests were or will be sent
         self._session: aiohttp.ClientSession
 
@@ -62,6 +64,8 @@ class Instance:
         now = self._clock()
         if target in self._kept and now - self._kept[target][0] < KEPT_SECONDS:
             return self._kept[target][1]
+        if self._waiting >= MAX_WAITING:
+            return THROTTLED
         task = self._under_way.get(target)
         if task is None:
             turn = next_turn(self._turns, now)
@@ -70,7 +74,11 @@ class Instance:
             self._turns.append(turn)
             task = self._under_way[target] = asyncio.ensure_future(self._fetch(target, turn - now))
             task.add_done_callback(lambda _: self._under_way.pop(target, None))
-        return await asyncio.shield(task)  # a client that leaves does not end the request of the others
+        self._waiting += 1
+        try:
+            return await asyncio.shield(task)  # a client that leaves does not end the request of the others
+        finally:
+            self._waiting -= 1
 
     async def _fetch(self, target: str, wait: float) -> Answer:
         await asyncio.sleep(wait)

@@ -15,7 +15,9 @@ from ._answers import JSON, THROTTLED, UPSTREAM_IS_SERVE, Answer, TokenBody, fai
 from ._requests import AGENT, TokenQuery
 
 MAX_TOKENS = 1000
-MAX_WAITING = 224  # requests that wait for IMDS at once: 32 of the 256 connections are left for tokens that are held
+# Requests that wait for IMDS at once. With the 16 for instance metadata, 32 of the 256 connections are left for tokens
+# that are held.
+MAX_WAITING = 208
 MAX_WITHOUT_TOKEN = 256  # keys that brought no token yet; more than can wait, so that none is dropped while it does
 _BODY_LIMIT = 1 << 16  # bytes of an error that are passed on; real ones have at most about 1,000
 
