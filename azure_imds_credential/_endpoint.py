@@ -36,7 +36,7 @@ class RateLimiter:
 
     def reset(self) -> None:
         """Forget all requests: in a forked child those of its parent."""
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()  # this thread can be asked whether it has it
         self.active: set[TokenRequest] = set()
         self.recent: deque[float] = deque()  # when the latest responses came
         self._waiting: deque[threading.Lock] = deque()  # one for each thread that waits, locked until it may look again
@@ -49,7 +49,7 @@ class RateLimiter:
         while True:
             turn = threading.Lock()
             turn.acquire()
-            with self._lock:
+            with self.lock:
                 now = clock.now()
                 if now >= request.deadline:
                     return False
@@ -61,7 +61,7 @@ class RateLimiter:
                     self._waiting.append(turn)
             if pause is None:  # five are active: the next response ends the wait
                 turn.acquire(timeout=LONGEST_SLEEP)
-                with self._lock:
+                with self.lock:
                     if turn in self._waiting:
                         self._waiting.remove(turn)
             elif now + pause >= request.deadline:
@@ -71,7 +71,7 @@ class RateLimiter:
 
     def release(self, request: TokenRequest, clock: Clock) -> None:
         """Give the slot back, after the response or when there will be none."""
-        with self._lock:
+        with self.lock:
             if request in self.active:
                 self.active.remove(request)
                 self.recent.append(clock.now())
@@ -80,7 +80,7 @@ class RateLimiter:
 
     def clear(self) -> None:
         """Forget the latest requests, as `testing.forget_tokens` does."""
-        with self._lock:
+        with self.lock:
             self.recent.clear()
 
     def _pause(self, request: TokenRequest, now: float) -> float | None:
@@ -112,11 +112,14 @@ class UrlState:
         self.limiter = RateLimiter()
         self.seen = False  # it answered as IMDS
         self.is_boot_retry_used = False  # a machine that has just started is given time once
+        self.generation = 0  # how often it was cleared
 
     def clear(self) -> None:
         """Know nothing."""
-        self.seen = self.is_boot_retry_used = False
-        self.limiter.clear()
+        with self.limiter.lock:
+            self.seen = self.is_boot_retry_used = False
+            self.generation += 1
+            self.limiter.clear()
 
 
 class Endpoint:
@@ -139,18 +142,27 @@ class Endpoint:
         """Whether it answered as IMDS before."""
         return self._seen_by.seen
 
-    @seen.setter
-    def seen(self, value: bool) -> None:
-        self._seen_by.seen = value
-
     @property
     def is_boot_retry_used(self) -> bool:
         """Whether some credential of the process has given a young machine time already."""
         return self._shared.is_boot_retry_used
 
-    @is_boot_retry_used.setter
-    def is_boot_retry_used(self, value: bool) -> None:
-        self._shared.is_boot_retry_used = value
+    @property
+    def generation(self) -> int:
+        """How often it was cleared: a request that began before tells nothing afterwards."""
+        return self._shared.generation
+
+    def note_seen(self, request: TokenRequest) -> None:
+        """Remember that it answered a request as IMDS."""
+        with self.limiter.lock:
+            if request.endpoint_generation == self.generation:
+                self._seen_by.seen = True
+
+    def note_boot_retry(self, request: TokenRequest) -> None:
+        """Remember that a young machine was given time."""
+        with self.limiter.lock:
+            if request.endpoint_generation == self.generation:
+                self._shared.is_boot_retry_used = True
 
     def clear(self) -> None:
         """Know nothing."""

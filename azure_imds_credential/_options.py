@@ -16,7 +16,7 @@ from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
 from ._fork import import_lock
 from ._identity import identity_from
-from ._request import TokenKey, TokenRequest, TokenResult, copy_of, timeout_error
+from ._request import TokenKey, TokenRequest, TokenResult, copy_of, local_error
 from ._source import ManagedIdentitySource, source_and_evidence
 from .exceptions import ImdsError, ImdsUnavailableError
 
@@ -156,7 +156,8 @@ class CredentialOptions:
             raise
         except Exception as error:  # whatever fails where nothing can be imported any more
             reason = f"The interpreter is shutting down ({type(error).__name__})"
-            raise timeout_error(request.key, self.timeout, seen=endpoint.seen, reason=reason) from None
+            hint = "Get the token before: a cached one is handed out until the end."
+            raise local_error(request.key, reason, hint, seen=endpoint.seen) from None
 
     def _fetch_shared(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
         # Without the lock once it is loaded: to read a shared token must not wait for another thread that loads msal.
@@ -232,8 +233,11 @@ def _base_url(name: str, url: str) -> str:
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError as error:
         raise ValueError(expected) from error
+    # Names that no look-up takes: RFC 1035, section 2.3.4.
+    host = (parts.hostname or "").removesuffix(".")
+    is_name = len(host) <= 253 and all(0 < len(label) <= 63 for label in host.split("."))
     plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid or not plain:
+    if parts.scheme not in ("http", "https") or not is_name or not port_is_valid or not plain:
         raise ValueError(expected)
     if parts.path.rstrip("/").endswith(TOKEN_PATH):
         raise ValueError(f"{expected}: leave {TOKEN_PATH} out, it is appended")

@@ -59,6 +59,7 @@ class TokenRequest:
         forced: A newer token is wanted than the one that is cached.
         bypass_cache: IMDS is asked to bypass its own cache.
         generation: How often the cache entry was cleared before.
+        endpoint_generation: How often the endpoint was cleared before.
         parent: The request whose hook, policy or log handler asks for this one.
         held_since: When the usable token that this process holds was stored; `NEVER` without one.
         held_until: When it expires.
@@ -73,13 +74,14 @@ class TokenRequest:
         forced: bool = False,
         bypass_cache: bool = False,
         generation: int = 0,
+        endpoint_generation: int = 0,
         parent: Optional["TokenRequest"] = None,
         held_since: float = NEVER,
         held_until: float = NEVER,
     ) -> None:
         self.key, self.started, self.deadline = key, started, deadline
         self.forced, self.bypass_cache, self.parent = forced, bypass_cache, parent
-        self.generation = generation
+        self.generation, self.endpoint_generation = generation, endpoint_generation
         self.held_since, self.held_until = held_since, held_until
         self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends
         self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
@@ -94,6 +96,10 @@ class TokenRequest:
     def has_overrun(self, now: float) -> bool:
         """Return whether it is so late that it may hang for good."""
         return now >= self.deadline + GRACE
+
+    def has_begun(self) -> bool:
+        """Return whether a thread has begun to run it, or it has ended."""
+        return self.is_running or self._done
 
     def set_result(self, result: TokenResult | None) -> None:
         """End the request; None when it was never sent."""
@@ -169,24 +175,35 @@ def copy_of(error: BaseException) -> BaseException:
     return again if is_faithful else error
 
 
-def timeout_error(key: TokenKey, timeout: float, *, seen: bool, reason: str = "") -> ImdsError:
+def timeout_error(key: TokenKey, timeout: float, *, seen: bool) -> ImdsError:
     """Return the error of a caller whose time ended before there was a response.
 
     Args:
         key: What was asked for.
         timeout: Seconds that the call had.
         seen: The endpoint answered as IMDS before.
-        reason: Why there is no token, if the time is not the reason.
     """
-    cls = ImdsServiceError if seen else ImdsUnavailableError
-    reason = reason or f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
+    reason = f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
     hint = "Try again later, or check what listens at this address."
-    error = cls(
+    return local_error(key, reason, hint, seen=seen, elapsed=timeout)
+
+
+def local_error(key: TokenKey, reason: str, hint: str, *, seen: bool = True, elapsed: float = 0.0) -> ImdsError:
+    """Return the error of a call for which there is no response to tell of.
+
+    Args:
+        key: What was asked for.
+        reason: Why there is no token.
+        hint: What to do next.
+        seen: The endpoint answered as IMDS before, or the reason says nothing of the endpoint: a chain ends here.
+        elapsed: Seconds that the call took.
+    """
+    error = (ImdsServiceError if seen else ImdsUnavailableError)(
         f"{request_summary(key.resource, key.url, str(key.identity))}. {reason}. {hint}",
         endpoint=key.url,
         identity=str(key.identity),
         resource=key.resource,
-        elapsed=timeout,
+        elapsed=elapsed,
         hint=hint,
     )
     error._reason = reason

@@ -123,7 +123,7 @@ class Simulation(CacheMachine):
         self.token_clears[name] = max(self.token_clears.get(name, 0), self.request_clears[id(request)])
         self.true_ends[name] = self.elapsed + life
         self.arrived[name] = self.now
-        entry.endpoint.seen = True
+        entry.endpoint.note_seen(request)
         self.bring(name, life, index=index)
 
     def dead_token(self, index: int) -> None:
@@ -464,6 +464,17 @@ class StepLock:
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
+
+    # Whether this thread has it is asked in the way of `threading.Condition`.
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return self.lock.acquire(blocking)
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def _is_owned(self) -> bool:
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined] # as above
 
 
 STEPS = ("_decide", "_conclude", "_start", "_run", "_finish")

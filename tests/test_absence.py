@@ -12,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -422,8 +424,63 @@ def test_absence_and_a_cached_token(flavor: Flavor, virtual_time: VirtualTime) -
         credential = flavor.ImdsCredential(endpoint=imds.endpoint)
         token = flavor.run(credential.get_token(VAULT)).token
         endpoint = _endpoint(credential)
-        endpoint.seen = False  # as where the token came from another process
+        endpoint._seen_by.seen = False  # as where the token came from another process
         virtual_time.skip(14 * 3600)
         now = virtual_time.now()
         endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), now, now + ABSENCE_MEMORY, can_look=False)
         assert flavor.run(credential.get_token(VAULT)).token == token
+
+
+@pytest.mark.parametrize("option", [{}, {"raw_response_hook": lambda _: None}], ids=["shared", "own way"])
+def test_a_request_from_before_forget_tokens(flavor: Flavor, imds: ImdsEmulator, option: dict[str, Any]) -> None:
+    """Its response, which comes after, makes nothing seen; its caller gets a token of a request of the new time."""
+    answers = [threading.Event(), threading.Event()]
+    imds.script(*map(faults.hold, answers))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, **option)
+    endpoint = credential._options.entry((VAULT,)).endpoint
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            call = pool.submit(lambda: flavor.run(credential.get_token(VAULT)).token)
+            imds.wait_for_requests(1)
+            forget_tokens()
+            answers[0].set()
+            imds.wait_for_requests(2)  # the first response has been judged, and its token dropped
+            assert not endpoint.seen
+            answers[1].set()
+            assert call.result(30) in imds.tokens
+        finally:
+            for answer in answers:
+                answer.set()
+    assert endpoint.seen
+    imds.assert_requests(2)
+
+
+def test_a_boot_retry_from_before_forget_tokens(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has just started is given time once more after `forget_tokens`, whatever still runs."""
+    cleared = list[float]()
+
+    class Booting(StillTime):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            if not cleared:
+                cleared.append(self.now())
+                forget_tokens()
+
+    clock = Booting(now=30.0)
+    monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    with ImdsEmulator(clock=clock.wall) as imds, imds.down():
+        credential = flavor.ImdsCredential(endpoint=imds.endpoint)
+        endpoint = credential._options.entry((VAULT,)).endpoint
+        original, used = client.next_delay, list[bool]()
+
+        def watched(*arguments: Any) -> float | None:
+            if cleared:
+                used.append(endpoint.is_boot_retry_used)
+            return original(*arguments)
+
+        monkeypatch.setattr(client, "next_delay", watched)
+        with pytest.raises(ImdsUnavailableError):
+            flavor.run(credential.get_token(VAULT))
+    assert used
+    assert not any(used)

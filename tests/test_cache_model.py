@@ -72,7 +72,7 @@ class CacheModel(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.machine.under_way) - 1))
         resource = self.machine.under_way[index][0].key.resource
         entry = self.machine.bring(f"{resource}#{next(self.numbers)}", life, index=index)
-        entry.endpoint.seen = True
+        entry.endpoint._seen_by.seen = True
         self._wake()
 
     @precondition(lambda self: self.machine.under_way)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -558,3 +559,35 @@ def test_an_entry_in_use_is_not_dropped(machine: CacheMachine) -> None:
         machine.entry(f"https://{number}")
     assert {resource: machine.entry(resource) for resource in kept} == kept
     assert not under_way.done
+
+
+def test_an_entry_that_is_dropped_before_its_caller_is_counted(machine: CacheMachine) -> None:
+    """The caller and the next one share the entry that stands in its place, and so one request."""
+    options: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0)
+    dropped = machine.entry()
+    filling = machine.cache.fill(dropped, options, force_refresh=False)
+    for number in range(2 * MIN_SWEEP):
+        machine.entry(f"https://{number}")
+    other = Caller(machine)
+    assert other.entry is not dropped
+    request, _ = next(filling)
+    assert request is other.waiting
+    assert machine.started == 1
+    machine.bring("https://a#it", DAY, other)
+    assert next(filling, None) is None
+    assert filling.cached.token.token == other.token == "https://a#it"
+    assert (other.entry.callers, dropped.callers) == (0, 0)
+
+
+def test_an_entry_that_is_dropped_comes_back_with_its_caller(machine: CacheMachine) -> None:
+    """Where no other stands in its place, later callers find it."""
+    options: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0)
+    dropped = machine.entry()
+    filling = machine.cache.fill(dropped, options, force_refresh=False)
+    for number in range(2 * MIN_SWEEP):
+        machine.entry(f"https://{number}")
+    next(filling)
+    assert machine.entry() is dropped
+    assert dropped.callers == 1
+    filling.close()
+    assert dropped.callers == 0

@@ -16,6 +16,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from azure.core.exceptions import ClientAuthenticationError
+from azure.core.pipeline.policies import SansIOHTTPPolicy
+from azure.identity import ManagedIdentityCredential
 from flavors import SYNC, VAULT, Flavor, VirtualTime
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
@@ -471,3 +474,29 @@ def test_interrupt_keeps_no_lock(imds: ImdsEmulator) -> None:
         tokens = _at_once([lambda s=s: credential.get_token(f"https://{s}.example").token for s in (f"r{turn}", "x")])  # type: ignore[misc] # binds the loop's value
         assert not [token for token in tokens if isinstance(token, Exception)]
         imds.clear_faults()
+
+
+@pytest.mark.parametrize("place", ["raw_request_hook", "raw_response_hook", "per_call_policies", "per_retry_policies"])
+@pytest.mark.parametrize("cls", [StopIteration, StopAsyncIteration])
+def test_the_end_of_an_iteration_in_a_hook(
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, place: str, cls: type[Exception]
+) -> None:
+    """It ends no loop of a caller: it is an error that names it, as azure-identity's cause does."""
+
+    class Stopping(SansIOHTTPPolicy[Any, Any]):
+        def on_request(self, request: Any) -> None:
+            raise cls("my iterator is empty")
+
+    def hook(_: Any) -> None:
+        raise cls("my iterator is empty")
+
+    option = {place: hook if place.endswith("hook") else [Stopping()]}
+    with pytest.raises(ImdsServiceError, match=f"{cls.__name__}: my iterator is empty") as caught:
+        flavor.ask(imds.endpoint, **option)
+    assert caught.value.hint is not None
+    assert "hook or policy" in caught.value.hint
+    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+    if place.endswith("hook"):  # it knows no such policies
+        with pytest.raises(ClientAuthenticationError) as theirs:
+            ManagedIdentityCredential(**option).get_token(VAULT)
+        assert isinstance(theirs.value.__cause__, cls)

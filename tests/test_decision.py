@@ -17,6 +17,7 @@ from azure_imds_credential._cache.decision import (
     TokenCall,
     after_fetch,
     before_fetch,
+    in_an_interrupt,
 )
 from azure_imds_credential._cache.token_entry import CachedToken, TokenEntry, cached_token
 from azure_imds_credential._endpoint import Absence, Endpoint, UrlState
@@ -149,14 +150,14 @@ def test_a_request_is_joined(entry: TokenEntry, forced: bool, deadline: float, j
 def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None:
     """A hook that asks for the token of its own request is told so at once; for another one it waits."""
     request = _request()
-    entry.plain, entry.endpoint.seen = request, seen
+    entry.plain, entry.endpoint._seen_by.seen = request, seen
     for inside in (request, _request(parent=request)):
         decision = before_fetch(entry, _call(), NOW, inside)
         assert isinstance(decision, Fail)
         assert type(decision.error) is (ImdsServiceError if seen else ImdsUnavailableError)
         assert "asked for its token" in str(decision.error)
         assert isinstance(decision.error, ImdsError)
-        assert (decision.error.elapsed, decision.error.resource) == (TIMEOUT, "https://a")
+        assert (decision.error.elapsed, decision.error.resource) == (0.0, "https://a")
     assert before_fetch(entry, _call(), NOW, _request()) == Fetch(request, 1050.0, 1050.0 + GRACE, forced=False)
 
 
@@ -384,7 +385,7 @@ def test_a_token_after_a_wait(
 @pytest.mark.parametrize(("seen", "cls"), [(False, ImdsUnavailableError), (True, ImdsServiceError)])
 def test_a_request_without_a_result(entry: TokenEntry, seen: bool, cls: type[ImdsError]) -> None:
     """It overran its deadline or was never sent: another is started, and at the deadline there is an error."""
-    entry.endpoint.seen = seen
+    entry.endpoint._seen_by.seen = seen
     assert after_fetch(entry, _call(), _request(), 1049.0) == Pause(1049.0)
     decision = after_fetch(entry, _call(), _request(), 1050.0)
     assert isinstance(decision, Fail)
@@ -509,3 +510,40 @@ def test_decisions_change_nothing(entry: TokenEntry) -> None:
     before_fetch(entry, call, NOW, None)
     after_fetch(entry, call, entry.plain, NOW)
     assert (vars(entry), vars(call)) == before
+
+
+_PAUSE, _FAIL = Pause(NOW + 1.0), Fail(SERVICE)
+_FOREGROUND = Fetch(None, NOW + TIMEOUT, NOW + TIMEOUT, forced=False)
+_FORCED = Fetch(None, NOW + TIMEOUT, NOW + TIMEOUT, forced=True)
+_BACKGROUND = Fetch(None, NOW + TIMEOUT, NOW + 2.0, forced=False, in_background=True)
+
+
+@pytest.mark.parametrize(
+    ("decision", "times", "under_lock", "at_start"),
+    [
+        (_FAIL, None, "as it is", "as it is"),
+        (_PAUSE, None, "an error", "as it is"),
+        (_FOREGROUND, None, "an error", "as it is"),
+        (_FORCED, FRESH, "an error", "as it is"),
+        (_BACKGROUND, STALE, "the token", "the token"),
+        (_BACKGROUND, EXPIRING, "the token", "the token"),
+    ],
+)
+def test_a_call_that_interrupts_its_own_thread(
+    entry: TokenEntry, decision: Any, times: tuple[float, float] | None, under_lock: str, at_start: str
+) -> None:
+    """It waits for no request that needs a lock of its thread, and no longer than it must where a token serves."""
+    cached = None if times is None else _hold(entry, times)
+    for has_lock, expected in ((True, under_lock), (False, at_start)):
+        found = in_an_interrupt(entry, NOW, decision, has_lock=has_lock)
+        if expected == "as it is":
+            assert found is decision
+        elif expected == "the token":
+            assert cached is not None
+            assert found == Return(cached)
+        else:
+            assert isinstance(found, Fail)
+            assert type(found.error) is ImdsServiceError  # it says nothing of the endpoint, so a chain ends here
+            assert "signal handler" in str(found.error)
+    fresh = Return(_hold(entry, FRESH))
+    assert in_an_interrupt(entry, NOW, fresh, has_lock=True) is fresh

@@ -281,12 +281,13 @@ def test_a_child_has_no_requests_of_its_parent(clock: StillTime) -> None:
     requests = _acquired(limiter, clock, MAX_CONCURRENT)
     limiter.release(requests[0], clock)
     limiter._waiting.append(threading.Lock())
-    limiter._lock.acquire()
+    held = limiter.lock
+    held.acquire()
     limiter.reset()
     assert not limiter.active
     assert not limiter.recent
     assert not limiter._waiting
-    assert limiter._lock.acquire(blocking=False)
+    assert limiter.lock is not held
 
 
 def test_those_who_wait_go_on_in_their_order(clock: StillTime) -> None:
@@ -353,12 +354,12 @@ def test_absence_lasts_30_seconds(endpoint: Endpoint) -> None:
 def test_an_endpoint_that_was_seen_is_never_absent(endpoint: Endpoint) -> None:
     """Neither one seen before, nor one seen since."""
     endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
-    endpoint.seen = True
+    endpoint._seen_by.seen = True
     assert not _is_told(endpoint, 101.0)
     assert endpoint.absence_to_look_at(110.0) is None
     endpoint.clear()
     assert not endpoint.seen
-    endpoint.seen = True
+    endpoint._seen_by.seen = True
     endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
     assert endpoint.absence is None
 
@@ -368,9 +369,9 @@ def test_who_shares_what_was_seen(own_way: bool) -> None:
     """All credentials of the process, but for those that reach the URL in a way of their own; the limit is shared."""
     state = UrlState()
     one, other = Endpoint(URL, state), Endpoint(URL, state, own_way=own_way)
-    one.seen = True
+    one._seen_by.seen = True
     assert other.seen is not own_way
-    other.seen = True
+    other._seen_by.seen = True
     one.clear()
     assert other.seen is own_way
     assert one.limiter is other.limiter is state.limiter
@@ -443,6 +444,23 @@ def test_a_look_for_what_was_forgotten(endpoint: Endpoint) -> None:
 def test_clearing_knows_nothing(endpoint: Endpoint) -> None:
     """As when the process began."""
     endpoint.note_unavailable(ImdsUnavailableError("no"), 100.0, is_absent=True, has_listener=False)
-    endpoint.is_boot_retry_used = True
+    endpoint._shared.is_boot_retry_used = True
     endpoint.clear()
     assert vars(endpoint) == vars(Endpoint(URL, endpoint._seen_by))
+
+
+@pytest.mark.parametrize("own_way", [False, True])
+def test_a_request_from_before_tells_nothing_afterwards(own_way: bool) -> None:
+    """What it finds out is of a world that was forgotten; a later one counts."""
+    endpoint = Endpoint(URL, UrlState(), own_way=own_way)
+    key = TokenKey(URL, Identity(), "https://a")
+    older = TokenRequest(key, 0.0, 90.0, endpoint_generation=endpoint.generation)
+    endpoint.clear()
+    endpoint.note_seen(older)
+    endpoint.note_boot_retry(older)
+    assert (endpoint.seen, endpoint.is_boot_retry_used) == (False, False)
+    newer = TokenRequest(key, 0.0, 90.0, endpoint_generation=endpoint.generation)
+    endpoint.note_seen(newer)
+    assert (endpoint.seen, endpoint.is_boot_retry_used) == (True, False)
+    endpoint.note_boot_retry(newer)
+    assert endpoint.is_boot_retry_used

@@ -650,3 +650,39 @@ def test_system_assigned(flavor: Flavor, imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
     flavor.ask(imds.endpoint)
     imds.assert_requests(2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "cls", "hint"),
+    [
+        (larger_than_the_limit, ImdsServiceError, "a real IMDS have some 2,000 bytes"),
+        (
+            faults.status(200, b" " * (BODY_LIMIT + 1), headers=UNKNOWN_SERVER),
+            ImdsUnavailableError,
+            "not IMDS answered",
+        ),
+        (faults.status(503), ImdsServiceError, "fails or is being updated"),
+    ],
+    ids=["large, from IMDS", "large, by another server", "503"],
+)
+def test_hint_of_a_response(
+    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, fault: Fault, cls: type[ImdsError], hint: str
+) -> None:
+    """That IMDS is being updated is told only where it may be."""
+    imds.script(fault, seconds=math.inf)
+    with pytest.raises(cls, match=hint) as caught:
+        flavor.ask(imds.endpoint)
+    assert hint in str(caught.value.hint)
+
+
+def test_hint_of_a_shortage(
+    flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is about this machine, not about IMDS."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", refuse)
+    with pytest.raises(ImdsServiceError, match="raise the limit"):
+        flavor.ask(imds.endpoint)

@@ -250,7 +250,7 @@ def test_private_cache_in_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:
     flavor.run(credential.get_token(VAULT))
     limiter = credential._entries[(VAULT,)].endpoint.limiter
     limiter.recent.extend([float("inf")] * MAX_PER_WINDOW)  # as if the parent asked for ever
-    with credential._options.cache._lock, limiter._lock:
+    with credential._options.cache._lock, limiter.lock:
         token, active = _in_child(
             lambda: (flavor.run(credential.get_token("https://other.example")), len(limiter.active))
         )

@@ -351,6 +351,19 @@ LIVES: dict[str, tuple[float, dict[str, Any]]] = {
     "expires_on is a date": (3600, {"expires_on": "2026-09-21T15:13:20Z"}),
     "expires_on is a date of App Service": (3600, {"expires_on": "09/21/2026 15:13:20 +00:00"}),
     "expires_on is in milliseconds": (3600, {"expires_on": IN_AN_HOUR * 1000}),
+    # A `Date` that lies before the token was issued, by more than clocks differ
+    "Date of a clock that is days behind": (
+        3600,
+        {"expires_on": int(NOW) + 3 * 86400, "access_token": jwt(iat=int(NOW) + 2 * 86400, exp=int(NOW) + 3 * 86400)},
+    ),
+    "Date of a clock that is minutes behind": (
+        172_800,
+        {"expires_on": int(NOW) + 172_800, "access_token": jwt(iat=int(NOW) + 299, exp=int(NOW) + 172_801)},
+    ),
+    "iat is a text": (
+        172_800,
+        {"expires_on": int(NOW) + 172_800, "access_token": jwt(iat="soon", exp=int(NOW) + 172_801)},
+    ),
     # A contradiction of more than a day: the token's own `exp` says which is right
     "exp is for expires_in": (
         3600,
@@ -803,3 +816,14 @@ def test_only_the_beginning_is_read() -> None:
 def test_the_member_of_a_secret_is_shown() -> None:
     """Its name stays, and its value goes, however short."""
     assert excerpt('{"access_token": "dummy", "a": 1}') == '{"access_token": "[removed]", "a": 1}'
+
+
+def test_our_clock_where_the_servers_is_wrong() -> None:
+    """A `Date` from before the token was issued does not count: with `expires_on` alone our clock does."""
+    came_back = token_response(
+        IMDS | {"date": DATE},
+        access_token=jwt(iat=int(NOW) + 10 * 86400, exp=int(NOW) + 11 * 86400),
+        expires_in=None,
+        expires_on=str(int(NOW) + 11 * 86400),
+    )
+    assert judge(came_back, DEFAULT, VAULT, UNSEEN, NOW + 10 * 86400 + 60).life == 86400.0 - 60

@@ -295,3 +295,10 @@ def test_transport_gets_the_request_of_imds(flavor: Flavor) -> None:
     assert (request.method, urlsplit(request.url).path) == ("GET", "/metadata/identity/oauth2/token")
     assert request.headers["Metadata"] == "true"
     assert (request.query["resource"], request.query["client_id"]) == (VAULT, "an-id")
+
+
+@pytest.mark.parametrize("broken", [Raising(ValueError("no")), mocked(Mock, {}, status="odd"), Mock()])  # type: ignore[arg-type] # a broken stand-in
+def test_hint_of_a_broken_transport(flavor: Flavor, broken: Any) -> None:
+    """It is about the transport: nothing is known of IMDS."""
+    with pytest.raises(ImdsServiceError, match="Mend the transport"):
+        flavor.ask("http://127.0.0.1:9", transport=broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from .._request import GRACE, TokenRequest, copy_of, timeout_error
+from .._request import GRACE, TokenRequest, copy_of, local_error, timeout_error
 from ..exceptions import IdentityUnavailableError, remembered
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
 
@@ -137,7 +137,8 @@ def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest 
         return Pause(now + pause)
     if request is not None and request.includes(inside):
         reason = "A hook or a log handler of the request itself asked for its token"
-        return Fail(timeout_error(entry.key, call.timeout, seen=entry.endpoint.seen, reason=reason))
+        hint = "Ask for it somewhere else, before or after that request."
+        return Fail(local_error(entry.key, reason, hint, seen=entry.endpoint.seen))
     if request is not None and request.has_overrun(now):
         request = None
     deadline = call.deadline if request is None else min(call.deadline, request.deadline)
@@ -160,6 +161,25 @@ def _refresh(
     if request is not None and wait_until <= now:
         return Return(cached)
     return Fetch(request, now + REFRESH_TIMEOUT, wait_until, forced=False, in_background=True)
+
+
+def in_an_interrupt(entry: TokenEntry, now: float, decision: Decision, *, has_lock: bool) -> Decision:
+    """Return what a call does instead that interrupted its own thread inside the cache, as a signal handler does.
+
+    Args:
+        entry: What is cached.
+        now: Time of `Clock.now`.
+        decision: What it would do otherwise.
+        has_lock: The thread has a lock that every request needs, so no wait would end.
+    """
+    cached = entry.usable(now)
+    if isinstance(decision, Fetch) and decision.in_background and cached is not None:
+        return Return(cached)
+    if has_lock and isinstance(decision, (Fetch, Pause)):
+        reason = "A signal handler or a finalizer asked while its thread was looking for a token, and holds a lock"
+        hint = "Ask again after the handler: have it set a flag, or get the token before."
+        return Fail(local_error(entry.key, reason, hint))
+    return decision
 
 
 def after_fetch(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: float) -> Decision:

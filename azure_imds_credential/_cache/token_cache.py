@@ -11,14 +11,15 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from typing import Protocol
 
 from .._clock import Clock
 from .._endpoint import LOOK_INTERVAL, Absence, Endpoint, UrlState
-from .._fork import caches, register
+from .._fork import caches, import_lock, register
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
-from .decision import Decision, Fail, Fetch, Pause, Return, TokenCall, after_fetch, before_fetch
+from .decision import Decision, Fail, Fetch, Pause, Return, TokenCall, after_fetch, before_fetch, in_an_interrupt
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry
 
 THREAD_NAME = "azure-imds-credential"
@@ -33,6 +34,9 @@ REQUEST_LINE = (
 REFRESH_FAILED = "refreshing a token failed, the cached one serves for %d s more; next try in %d s: %s"
 
 _logger = logging.getLogger("azure_imds_credential")
+
+# The request that the running code is about to start. A signal handler or a finalizer that interrupts it sees it too.
+_starting: ContextVar[TokenRequest | None] = ContextVar("_starting", default=None)
 
 
 class CallOptions(Protocol):
@@ -167,6 +171,8 @@ class TokenCache:
 
     def _waits(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Generator[Wait, None, CachedToken]:
         with self._lock:
+            # It may have been dropped, and made anew by another caller, before it was known that this one waits.
+            entry = self._entries.setdefault(entry.key, entry)
             entry.callers += 1
         try:
             while True:
@@ -187,31 +193,54 @@ class TokenCache:
                 entry.callers = max(0, entry.callers - 1)  # a fork may have reset it
 
     def _decide(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Decision:
-        """Decide, and act on it: the request of a `Fetch` is under way afterwards."""
+        """Decide, and act on it: the request of a `Fetch` is under way afterwards.
+
+        A signal handler or a finalizer may call while its own thread is in here. The request that this thread is about
+        to start runs inside that call then. Where the thread has a lock, no request could end before the call does.
+        """
         new = look = None
-        inside = current_request.get()
+        inside, starting = current_request.get(), _starting.get()
+        has_lock, is_starting = self._has_lock(entry), starting is not None and not starting.has_begun()
         try:
             with self._lock:
                 now = self.clock.now()
                 entry.check_wall_clock(now, self.clock)
                 decision = before_fetch(entry, call, now, inside)
+                if has_lock or is_starting:
+                    decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
                 if isinstance(decision, Fetch) and decision.join is None:
                     new = _new_request(entry, decision, now, inside)
+                    _starting.set(new)  # first: from the next line on other calls may join it
                     entry.set_request(new)
                     decision.join = new
                 elif isinstance(decision, Fail):
                     look = entry.endpoint.absence_to_look_at(now)
                 elif isinstance(decision, Pause):
                     call.has_paused = True
-            if new is not None:
+            if is_starting and isinstance(decision, Fetch) and decision.join is not None:
+                self._run(entry, options, decision.join)
+            elif new is not None:
                 self._start(entry, options, new)
         except BaseException:  # an interrupt: no other caller may wait for a request that never starts
             if new is not None and not new.is_running:
                 self._finish(entry, new, None)
             raise
+        finally:
+            if new is not None:
+                _starting.set(starting)
         if look is not None:
             self._start_look(entry.endpoint, look, options, max(0.0, look.noted_at + LOOK_INTERVAL - now))
         return decision
+
+    def _has_lock(self, entry: TokenEntry) -> bool:
+        """Return whether this thread has a lock that a request needs: the call interrupted it there."""
+        for lock in (self._lock, entry.endpoint.limiter.lock, import_lock):
+            try:
+                threading.Condition(lock).notify()  # wakes nothing; it is how the standard library tells
+            except RuntimeError:
+                continue
+            return True
+        return False
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
         """Decide after a wait for a request."""
@@ -236,20 +265,22 @@ class TokenCache:
             entry.postpone_refresh(self.clock.now())
 
     def _run(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
-        """Fetch a token and keep what comes."""
-        with self._lock:
-            if request.done():
-                return  # its caller was interrupted while it started
-            request.is_running = True
+        """Fetch a token and keep what comes, unless that is done elsewhere: one request is sent."""
         token = current_request.set(request)
         try:
-            result = options.fetch(request, entry.endpoint, self.clock)
-        except BaseException as error:  # a user's hook may raise anything, and callers are waiting
-            # Frames of the request hold responses, and responses hold tokens.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
-            result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
-        current_request.reset(token)
-        self._finish(entry, request, result)
+            with self._lock:
+                if request.has_begun():
+                    return  # its caller was interrupted while it started
+                request.is_running = True
+            try:
+                result = options.fetch(request, entry.endpoint, self.clock)
+            except BaseException as error:  # a user's hook may raise anything, and callers are waiting
+                # Frames of the request hold responses, and responses hold tokens.
+                error.__traceback__ = error.__context__ = error.__cause__ = None
+                result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
+            self._finish(entry, request, result)
+        finally:
+            current_request.reset(token)  # last: a finalizer may run at any moment, on this thread
 
     def _finish(self, entry: TokenEntry, request: TokenRequest, result: TokenResult | None) -> None:
         """End a request: keep what it brought, log it, and wake the callers."""
@@ -299,6 +330,7 @@ def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenReque
         forced=fetch.forced,
         bypass_cache=fetch.forced and now >= entry.forced_at + FORCE_INTERVAL,
         generation=entry.generation,
+        endpoint_generation=entry.endpoint.generation,
         parent=inside,
         held_since=entry.stored_at if held else NEVER,
         held_until=held.expires_at if held else NEVER,

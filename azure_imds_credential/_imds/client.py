@@ -21,7 +21,7 @@ from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, requ
 from .connect import connect_timeout
 from .hints import has_proxy_agent, hint_for
 from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
-from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, judge
+from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, judge
 from .retry import BOOT_TIME, Retry, last_chance, next_delay
 
 READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, and takes some while it asks Entra
@@ -69,6 +69,9 @@ class ImdsClient:
         except ImdsError as error:
             error.__traceback__ = error.__context__ = None  # frames hold responses, and responses hold tokens
             result = policy.failure(error)
+        except (StopIteration, StopAsyncIteration) as error:
+            # Around a caller's loop it would pass for the end of the loop.
+            result = policy.failure(policy.fault(f"a hook or a policy raised {type(error).__name__}: {error}"))
         finally:
             endpoint.limiter.release(request, clock)
         return result._replace(log_fields=policy.log_fields(result))
@@ -140,7 +143,7 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
         self._request, self._endpoint, self._options, self._clock = request, endpoint, options, clock
         self._started = self.sent_at = clock.now()
         self._attempts = self._throttled = 0
-        self._timed_out = False
+        self._timed_out = self._has_seen = False
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
         self.pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
@@ -197,7 +200,7 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
         if limit is not None and self._attempts > limit:
             return None
         if verdict.retry is Retry.BOOTING:
-            self._endpoint.is_boot_retry_used = True
+            self._endpoint.note_boot_retry(self._request)
         delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, clock.random)
         if delay is None or verdict.retry_after is not None:
             return delay
@@ -219,22 +222,30 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
         finally:
             self.pipeline.close_connection()
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
-        situation = Situation(seen=self._endpoint.seen, is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
+        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
         self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
         self._throttled += self.verdict.status == 429
         if self.verdict.is_imds:
-            self._endpoint.seen = True
+            self._note_seen()
         if self.verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
             # The time ran out, so this does not say whether there is an IMDS.
             self._timed_out = True
             self.verdict = self.verdict._replace(is_absent=False)
         return response
 
+    def _seen(self) -> bool:
+        """Return whether the endpoint answered as IMDS, also where it was cleared since this request began."""
+        return self._has_seen or self._endpoint.seen
+
+    def _note_seen(self) -> None:
+        self._has_seen = True
+        self._endpoint.note_seen(self._request)
+
     def _read(self, response: Any) -> Response | NoResponse:
         try:
             headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
             if headers.get("server", "").startswith(IMDS_SERVER):
-                self._endpoint.seen = True  # now: callers may leave before the body ends
+                self._note_seen()  # now: callers may leave before the body ends
             body, fault = read_body(response, self._seconds_left)
             encoding = headers.get("content-encoding", "").strip().lower()
             if body and encoding not in ("", "identity"):
@@ -248,7 +259,7 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
 
     def _timeouts(self) -> dict[str, float]:
         left = max(0.001, self._seconds_left())
-        connect, options = connect_timeout(seen=self._endpoint.seen), self._options
+        connect, options = connect_timeout(seen=self._seen()), self._options
         return {
             "connection_timeout": min(connect, left, options.get("connection_timeout", connect)),
             "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
@@ -277,6 +288,11 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
         )
         error._reason, error._excerpt = verdict.reason, verdict.excerpt or ""
         return error
+
+    def fault(self, reason: str) -> ImdsError:
+        """Return the error that tells of a user's hook or policy that failed."""
+        self.verdict = Verdict(ImdsServiceError, excerpt(reason), is_fault=True)
+        return self._error()
 
     def failure(self, error: ImdsError) -> TokenResult:
         """Return the result of a request that ended with this error."""

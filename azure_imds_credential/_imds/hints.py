@@ -68,6 +68,12 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
             "A VM may ask IMDS 20 times a second and 5 at once. Find out who else asks; share one token between the "
             "processes with shared_cache=True."
         )
+    if verdict.is_fault:
+        return "Mend the transport, hook or policy that was given to the credential: this is no answer of IMDS."
+    if verdict.is_shortage:
+        return "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
+    if verdict.is_large and verdict.error is ImdsServiceError:
+        return "Check what answers there: the responses of a real IMDS have some 2,000 bytes."
     if verdict.error is ImdsServiceError:
         return "IMDS on this machine fails or is being updated; that usually passes within minutes. Try again later."
     if verdict.status is not None:

@@ -33,6 +33,7 @@ LARGE_BODY = f"more than {BODY_LIMIT} bytes"
 GUID_LENGTH = 36
 EXCERPT_LIMIT = 200  # characters of a foreign text that an error may show
 CONTRADICTION = 86400.0  # seconds by which two lives may differ before the token's own `exp` is asked
+CLOCK_SKEW = 300.0  # seconds by which a right `Date` may lie before the token's own `iat`
 
 # Statuses for which the documentation says "ask again", and which another server may give while IMDS restarts.
 # https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling
@@ -115,6 +116,9 @@ class Verdict(NamedTuple):
     is_absent: bool = False
     has_listener: bool = True
     refused_by_agent: bool = False
+    is_fault: bool = False  # a transport, a hook or a policy of the user's failed
+    is_shortage: bool = False  # of this machine
+    is_large: bool = False  # a response of IMDS that is larger than any real one
     status: int | None = None
     code: str | None = None
     description: str | None = None
@@ -177,9 +181,9 @@ def judge(
 
 def _judge_no_response(failure: NoResponse, situation: Situation) -> Verdict:
     if failure.is_fault:
-        return Verdict(ImdsServiceError, failure.reason)
+        return Verdict(ImdsServiceError, failure.reason, is_fault=True)
     if failure.is_shortage or situation.seen:
-        return Verdict(ImdsServiceError, failure.reason, Retry.TRANSIENT)
+        return Verdict(ImdsServiceError, failure.reason, Retry.TRANSIENT, is_shortage=failure.is_shortage)
     return Verdict(
         ImdsUnavailableError,
         failure.reason,
@@ -232,6 +236,7 @@ def _judge_unread(response: Response, known: Verdict, situation: Situation) -> V
     return known._replace(
         error=ImdsServiceError if ours else ImdsUnavailableError,
         retry=Retry.ONCE if ours and broke else Retry.NEVER,
+        is_large=response.fault == LARGE_BODY,
     )
 
 
@@ -341,6 +346,8 @@ def _life(members: Mapping[str, Any], claims: Mapping[str, Any], headers: Mappin
     not count.
     """
     date = _epoch(headers.get("date"))
+    if date is not None and date < _number(claims.get("iat")) - CLOCK_SKEW:
+        date = None  # of a clock that is wrong: the token was issued later
     expires_in, expires_on = _number(members.get("expires_in")), _number(members.get("expires_on"))
     lives = [expires_in] if _is_life(expires_in) else []
     if date is not None or not lives:
