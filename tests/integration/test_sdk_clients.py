@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from azure_imds_credential.testing import ImdsEmulator
 ARM = "https://management.azure.com"
 SUBSCRIPTION = "22222222-2222-2222-2222-222222222222"
 COSMOS_HOST = "demo.documents.azure.com"
+END_SECONDS = 60
 
 
 @pytest.fixture
@@ -209,6 +211,11 @@ def test_databases_are_listed(
                     await settled(leave(None, None, None))
 
             flavor.run(story)
+            # The sync client looks at its account in a thread, which goes on when the client is closed.
+            for thread in threading.enumerate():
+                if thread.name == "cosmos-endpoint-refresh":
+                    thread.join(END_SECONDS)
+                    assert not thread.is_alive()
             assert {line[:3] for line in cloud.requests} == {"200"}
         asked = [request.param("resource") for request in imds.token_requests]
         assert asked == list(dict.fromkeys([f"https://{COSMOS_HOST}", known]))

@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from environment import MACHINE
 from proving import run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,7 +52,8 @@ def test_serve_image_is_built_from_what_it_copies(tmp_path: Path) -> None:
                 shutil.copy(ROOT / name, to)
     (wanted,) = re.findall(r"pip install --no-cache-dir (.*)$", text, re.MULTILINE)
     venv.create(made, with_pip=True)
-    run("sh", "-c", f"{made}/bin/pip install --quiet --disable-pip-version-check {wanted}", cwd=source)
+    install = f"{made}/bin/pip install --quiet --disable-pip-version-check {wanted}"
+    run("sh", "-c", install, cwd=source, env=MACHINE)
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     program = [made / "bin" / Path(json.loads(entry)[0]).name, *json.loads(entry)[1:]]
     with subprocess.Popen([*program, "--port", "0", "--shared-cache"], stdout=subprocess.PIPE, text=True) as serve:

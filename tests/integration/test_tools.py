@@ -325,7 +325,7 @@ def test_pip_installs_from_a_feed(feed: Feed, environ: dict[str, str], ca_file: 
 
 def test_uv_installs_from_a_feed(feed: Feed, environ: dict[str, str], ca_file: str, tmp_path: Path) -> None:
     """Uv runs the program `keyring`, which gives the identity's token; the feed takes nothing else."""
-    uv = tool("uv")
+    uv = tool(str(BIN / "uv"))
     run(
         *(uv, "pip", "install", "--no-cache", "--keyring-provider", "subprocess", "--no-deps"),
         *("--python", sys.executable, "--target", str(tmp_path / "out")),
