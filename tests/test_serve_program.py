@@ -72,7 +72,8 @@ def ask(url: str, target: str = TARGET) -> int:
         ) as got:
             return int(got.status)
     except HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 @pytest.fixture
