@@ -422,6 +422,222 @@ NEGATIVES: list[tuple[str, str | bytes]] = [
 ]
 
 
+HEX_TOKEN = made_up_bytes(16, 23).hex()
+FORM = "<!doctype html>\n<html><body><form>{}</form></body></html>\n"
+
+POSITIVES += [
+    # Passwords in commands, HTML forms, cloud-init, PostgreSQL's files, events, answers of list operations, headers
+    ("a.sh", "mysql -pS3cret"),
+    ("a.sh", "mysql -pS3cret db < x.sql\n"),
+    ("a.sh", "mysql -h db -u root -pS3cret\n"),
+    ("a.sh", "mysqldump -u root -p'Hunter2x' db"),
+    ("a.sh", "mysqlimport -pHunter2x db f"),
+    ("a.sh", "mariadb-dump -pHunter2x db"),
+    ("a.sh", "mysqlsh --sql -u x -pHunter2x"),
+    ("a.yaml", "command: mysql -pS3cret\n"),
+    ("a.yaml", "command: [mysql, -uroot, -pS3cret]\n"),
+    ("a.json", json.dumps({"cmd": ["mysqladmin", "-u", "root", "-pS3cret", "ping"]})),
+    ("a.sh", "sqlcmd -S db -U sa -P Hunter2x -Q 'select 1'"),
+    ("a.sh", "bcp t out f -S s -U sa -PHunter2x"),
+    ("a.sh", "redis-cli -h h -a Hunter2x ping"),
+    ("a.sh", "mongosh -u root -p Hunter2x --host h"),
+    ("a.sh", "mongodump -u root -pHunter2x"),
+    ("a.sh", "7z x -pHunter2x a.7z"),
+    ("a.sh", "unzip -P Hunter2x a.zip"),
+    ("a.sh", "openssl pkcs12 -in a.pfx -passin pass:Hunter2x -nodes"),
+    ("a.sh", "openssl pkcs12 -export -passout pass:Hunter2x"),
+    ("a.sh", "ldapsearch -x -D cn=a -w Hunter2x -b dc=x"),
+    ("a.sh", "smbclient //s/x -U 'user%Hunter2x'"),
+    ("a.sh", "mount -t cifs //x/y /m -o username=u,password=Hunter2x"),
+    ("a.sh", "sshpass -pHunter2x ssh h"),
+    ("a.sh", "mosquitto_pub -h h -u u -P Hunter2x -t t"),
+    ("a.cmd", "net use Z: \\\\acc.file.core.windows.net\\s /user:Azure\\acc Hunter2x9"),
+    ("a.cmd", "cmdkey /add:h /user:u /pass:Hunter2x"),
+    ("a.cmd", "xfreerdp /u:a /p:Hunter2x /v:h"),
+    ("a.sh", "keytool -genkey -storepass Hunter2x -keypass Hunter3x"),
+    ("a.sh", "sqlplus app/Hunter2x@db"),
+    ("a.sh", "lftp -u user,Hunter2x ftp.x"),
+    ("a.sh", "helm registry login -u u -p Hunter2x r"),
+    ("a.sh", "PGPASSWORD=Hunter2x psql -h h"),
+    ("a.sh", "MYSQL_PWD=Hunter2x mysql"),
+    ("Dockerfile", "FROM x\nRUN mysql -u root -pHunter2x -e 'x'\n"),
+    ("a.html", FORM.format(f"<input type=hidden name=token value={HEX_TOKEN}>")),
+    ("a.html", FORM.format(f"<input value={HEX_TOKEN} name=csrf_token type=hidden>")),
+    ("a.html", FORM.format("<input type=password name=password value=Hunter2x>")),
+    ("a.html", FORM.format("<input type='hidden' name='access_token' value='Hunter2x9q'/>")),
+    ("a.html", FORM.format('<INPUT TYPE="HIDDEN" NAME="client_secret" VALUE="Hunter2x9q">')),
+    ("a.html", f"<html><head><meta name=csrf-token content={HEX_TOKEN}></head></html>"),
+    ("a.html", FORM.format("<input\n  type=hidden\n  name=token\n  value=abcDEF123456>")),
+    ("a.html", FORM.format("<textarea name=private_key>Hunter2x9q</textarea>")),
+    (
+        "web.config",
+        '<configuration><appSettings><add key="ApiPassword" value="Hunter2x"/></appSettings></configuration>',
+    ),
+    ("strings.xml", '<resources><string name="api_key">Hunter2x9q</string></resources>'),
+    ("a.plist", "<plist><dict><key>Password</key>\n<string>Hunter2x</string></dict></plist>"),
+    ("a.yaml", cassette(FORM.format(f"<input type=hidden name=token value={HEX_TOKEN}>"))),
+    ("a.json", json.dumps({"html": f"<form><input type=hidden name=id_token value={HEX_TOKEN}></form>"})),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  list: |\n    root:Hunter2x\n    user:Hunter3x\n  expire: false\n"),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  expire: false\n  list:\n    - root:Hunter2x\n"),
+    ("ci.yaml", "#cloud-config\nchpasswd: {list: [root:Hunter2x], expire: false}\n"),
+    (
+        "ci.yaml",
+        "#cloud-config\nchpasswd:\n  expire: false\n  users:\n  - name: root\n    password: Hunter2x\n    type: text\n",
+    ),
+    ("ci.yaml", "#cloud-config\nusers:\n- name: a\n  plain_text_passwd: Hunter2x\n  lock_passwd: false\n"),
+    (
+        "ci.txt",
+        base64.b64encode(
+            b"#cloud-config\nchpasswd:\n  list: |\n    root:Hunter2x\n  expire: false\npadding: some words that make this longer\n"
+        ).decode(),
+    ),
+    ("t.json", json.dumps({"customData": b64("#cloud-config\nchpasswd:\n  list: |\n    root:Hunter2x\n")})),
+    ("t.json", json.dumps({"chpasswd": {"list": "root:Hunter2x"}})),
+    ("ci.sh", "#!/bin/sh\nchpasswd <<EOF\nroot:Hunter2x\nEOF\n"),
+    ("ci.sh", "chpasswd <<< 'root:Hunter2x'\n"),
+    ("ci.sh", "printf 'root:Hunter2x' | sudo chpasswd\n"),
+    ("ci.sh", 'echo "root:Hunter2x" | chpasswd\n'),
+    ("ci.tf", "custom_data = <<EOT\n#cloud-config\nchpasswd:\n  list: |\n    root:Hunter2x\nEOT\n"),
+    (".pgpass", "db.postgres.database.azure.com:5432:app:svc:Hunter2x\n"),
+    (".pgpass", "# a\n*:*:*:postgres:Hunter2x\n"),
+    ("a.sh", "echo 'localhost:5432:*:app:Hunter2x' > ~/.pgpass\n"),
+    ("a.txt", 'event: x\ndata: {"password":\ndata: "Hunter2x"}\n\n'),
+    (
+        "a.yaml",
+        cassette(
+            "plainword1",
+            "https://management.azure.com/subscriptions/x/providers/Microsoft.App/containerApps/a/listSecrets",
+        ),
+    ),
+    ("a.yaml", cassette('"plainword"', "https://management.azure.com/a/listKeys")),
+    (
+        "a.yaml",
+        cassette(
+            json.dumps({"value": [{"name": "q", "key": "short7"}]}), "https://management.azure.com/a/listQueryKeys"
+        ),
+    ),
+    ("a.yaml", cassette("{}", **{"X-JFrog-Art-Api": "AKCp8Hunter2x"})),
+    ("a.har", har(headers=[{"name": "X-JFrog-Art-Api", "value": "AKCp8Hunter2x"}])),
+    ("a.yaml", cassette("{}", **{"Fastly-Key": "Hunter2x9q"})),
+    ("a.sh", "curl -H 'X-JFrog-Art-Api: AKCp8Hunter2x' https://x"),
+    ("a.har", har(headers=[{"name": "X-Vault-Token", "value": "Hunter2x9q"}])),
+    ("a.sql", "CREATE ROLE svc WITH LOGIN PASSWORD 'Hunter2x';"),
+    ("a.txt", "the recovery key is 353478-386837-212542-117326-404393-297660-180642-216491"),
+]
+
+NEGATIVES += [
+    # The same without a secret
+    ("a.sh", "mysql -p\n"),
+    ("a.sh", "mysql -p db\n"),
+    ("a.sh", "mysql -P3306 -u root -p db\n"),
+    ("a.sh", "mysql -u root -p$MYSQL_ROOT_PASSWORD db\n"),
+    ("a.sh", 'mysql -u root -p"$PW" db\n'),
+    ("a.sh", "mysql -p<password> db\n"),
+    ("a.sh", "mysql -pPASSWORD db\n"),
+    ("a.sh", "mysql -ppassword db\n"),
+    ("a.sh", "mysql --port 3306 --protocol tcp -prompt x\n"),
+    ("a.yaml", "command: [mysql, -uroot, -p]\n"),
+    ("a.sh", "docker run -p8080:80 mysql\n"),
+    ("a.sh", "docker run --name mysql -p 3306:3306 -d mysql:8.0\n"),
+    ("a.sh", "ssh -p2222 host\nnc -p 8080\nmkdir -p a/b1\ncp -pR a b1\n"),
+    ("a.sh", "apt-get install mysql-client -y && mkdir -p/var/lib/x1\n"),
+    ("a.sh", "patch -p1 < a.diff\ntar -xpf a1.tar\n"),
+    ("a.md", "`mysql -p` asks for the password; `mysql -pSECRET` takes it from the command line.\n"),
+    ("a.sh", "sqlcmd -S db -U sa -P $SA_PASSWORD -Q x\n"),
+    ("a.sh", 'redis-cli -a "$REDIS_PASSWORD" ping\n'),
+    ("a.sh", "redis-cli -h h -p 6380 ping\n"),
+    ("a.sh", "mongosh --host h -p\n"),
+    ("a.sh", 'unzip -P "$ZIP" a.zip\n7z x -p a.7z\nzip -r a1.zip b\n'),
+    (
+        "a.sh",
+        "openssl pkcs12 -in a.pfx -passin env:PW1 -passout file:pw1.txt\nopenssl rsa -passin stdin\nopenssl x -passin pass:$PW\n",
+    ),
+    ("a.sh", "ldapsearch -x -W -b dc=x1\nldapsearch -w $PW1\n"),
+    ("a.sh", "smbclient //s/x1 -U user%$PW\nsmbclient -N //s/x1\n"),
+    ("a.cmd", "net use Z: \\\\h\\s1 /persistent:yes\nnet use Z: \\\\h\\s1 /user:u *\nnet use Z: /delete\n"),
+    ("a.cmd", "cmdkey /list\ncmdkey /add:h1 /user:u /pass:%PW%\n"),
+    ("a.sh", "keytool -storepass changeit -keypass $KP -list\n"),
+    ("a.sh", "sqlplus / as sysdba\nsqlplus app/$PW@db1\nsqlplus app@db1\n"),
+    ("a.sh", "lftp -u user,$PW ftp.x1\n"),
+    ("a.sh", 'PGPASSWORD=$PW1 psql\nPGPASSWORD="$(cat /run/pw1)" psql\n'),
+    ("a.html", FORM.format("<input type=hidden name=token value={token}>")),
+    ("a.html", FORM.format("<input type=hidden name=token value={{ csrf_token }}>")),
+    ("a.html", FORM.format('<input type=hidden name=csrf_token value="<%= token %>">')),
+    ("a.html", FORM.format("<input type=hidden name=page value=2><input type=hidden name=q value=abc123>")),
+    ("a.html", FORM.format("<input type=password name=password value=Password placeholder='Your password'>")),
+    ("a.html", FORM.format("<input type=submit name=login value='Sign in'><input type=hidden name=token>")),
+    ("a.html", FORM.format("<input type=hidden name=key value=name><input type=hidden name=code value=DE>")),
+    (
+        "a.html",
+        "<html><head><meta name=viewport content=width=device-width><meta name=generator content=Hugo-0.123.7></head></html>",
+    ),
+    (
+        "a.html",
+        FORM.format(
+            "<input type=hidden name=token value=''><input name=password type=password autocomplete=current-password>"
+        ),
+    ),
+    ("a.jsx", '<input type="password" name="password" value={state.password} onChange={f1} />'),
+    (
+        "strings.xml",
+        '<resources><string name="password_hint">Password</string><string name="token_expired">Your token has expired</string></resources>',
+    ),
+    ("a.xaml", '<PasswordBox Name="password" Width="120" />'),
+    ("a.xml", '<add key="PasswordMinLength" value="12"/><add key="TokenPath" value="/oauth2/token"/>'),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  expire: false\n"),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  list: |\n    root:$PASSWORD\n    user:<password>\n"),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  list:\n  - root:RANDOM\n  - user:R\n"),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  list: |\n    root:${admin_password}\n"),
+    ("ci.yaml", "#cloud-config\nchpasswd:\n  users:\n  - {name: root, type: RANDOM}\n"),
+    ("ci.sh", "chpasswd <<EOF\nroot:$PW\nEOF\n"),
+    ("ci.sh", 'echo "root:${PW1}" | chpasswd\n'),
+    ("ci.sh", "chpasswd < /run/users1\ncat users1 | chpasswd -e\n"),
+    ("ci.yaml", "groups:\n  list: |\n    root:Hunter2x\n    a:b1\n"),
+    (".pgpass", "# hostname:port:database:username:password\n"),
+    (".pgpass", "localhost:5432:*:app:$PW\nlocalhost:5432:app:app:<password>\n"),
+    (
+        "a.log",
+        "app.log:1200:12:30:45 started\nweb.log:1234:INFO:root:message\nsrc/a.py:120:12:E501:line\n10.0.0.4:8080:ok:done:ok\n",
+    ),
+    (
+        "a.txt",
+        "aa:11:bb:22:cc:dd\n2001:db8:1234:5678:abcd::1\ncpe:2.3:a:vendor:product:1.0:*:*:*:*:*:*:*\narn:aws:iam::123456789012:role/x1\n",
+    ),
+    ("compose.yaml", "ports:\n- 127.0.0.1:5432:5432\n- localhost:8080:80\nvolumes:\n- ./a:/b:ro\n"),
+    ("a.txt", 'data: {"delta":\ndata: "the password"}\n\n'),
+    ("a.yaml", cassette("Forbidden", "https://management.azure.com/a/listKeys").replace("code: 200", "code: 403")),
+    ("a.yaml", cassette("pong", "https://x/ping")),
+    ("a.yaml", cassette("{}", **{"X-Cache-Key": "abc-def-1234", "X-Api": "v2", "Surrogate-Key": "page-12 item-7"})),
+    (
+        "a.har",
+        har(
+            headers=[
+                {"name": "X-JFrog-Art-Api", "value": "[redacted]"},
+                {"name": "Sec-WebSocket-Key", "value": b64(made_up_bytes(16, 3))},
+            ]
+        ),
+    ),
+    ("a.sh", "curl -H \"X-JFrog-Art-Api: $KEY1\" https://x\ncurl -H 'X-JFrog-Art-Api: <API_KEY>' x"),
+    (
+        "a.sql",
+        "CREATE ROLE svc WITH LOGIN PASSWORD :'pw1';\nALTER USER a WITH PASSWORD '${PW1}';\nALTER ROLE x PASSWORD NULL;\n",
+    ),
+    ("a.md", "A phone: 353478-386837, and ids 353478-386837-212542-117326.\n"),
+    (
+        "a.json",
+        json.dumps(
+            {
+                "tags": {"key": "blue-7"},
+                "items": [{"key": "Size12", "value": "b1"}],
+                "username": "u",
+                "x": {"key": "ABC-12", "accountName": "acme"},
+            }
+        ),
+    ),
+    ("a.yaml", "jobs:\n- name: token-refresh\n  value: enabled\n- name: secretName\n  value: db-secret-1\n"),
+]
+
+
 def detect_secrets(path: Path) -> bool:
     """What detect-secrets finds by itself, with its own settings."""
     from detect_secrets import SecretsCollection

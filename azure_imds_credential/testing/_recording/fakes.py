@@ -55,6 +55,7 @@ _PUBLIC_NAMES = frozenset({"default", "current", "latest", "$default", "master",
 
 _SPELLING = {"lower": "fake", "upper": "FAKE", "digit": "09"}
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)  # a fake keeps that of a URL
+_SPELLED = re.compile(r"[\W_fakeFAKE09]*")
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
@@ -103,7 +104,11 @@ def _with_whole_bytes(fake: str, real: str) -> str:
 
 def is_fake(text: str) -> bool:
     """Return whether a text is spelled as `fake_text` spells, whatever its length."""
-    signs = _NO_LETTER.sub("", _SCHEME.sub("", text))
+    if "://" in text:
+        text = _SCHEME.sub("", text)
+    if not _SPELLED.fullmatch(text) and "acade00" not in text.lower():
+        return False
+    signs = _NO_LETTER.sub("", text)
     if len(signs) == 32 and signs.lower().startswith(FAKE_GUID_PREFIX):
         return True
     if not signs:

@@ -93,7 +93,7 @@ _OTHER_KEYS = frozenset(
     partition row sort foreign object cache routing group index unique composite lookup natural range field property
     resource map translation message event dedupe hot short config setting order label feature json dictionary
     parent child item cell public issue project ticket lock entity table column custom answer question context
-    correlation telemetry metric dimension state
+    correlation telemetry metric dimension state surrogate idempotency
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
 # Two halves of one pair of keys; a database has a "primary key" as well, which is a word.
@@ -109,7 +109,7 @@ _PUBLIC_NAMES = re.compile(
     r"(?:etag|if-?(?:none-?)?match|(?:x-ms-)?(?:blob-)?content-?(?:md5|crc64|sha\d*)|x-ms-content-crc64|md5|crc64|crc32c?"
     r"|(?:content-?)?sha-?(?:1|224|256|384|512)(?:sum)?|digest|checksum|integrity|thumbprint|fingerprint|x5t(?:#?s256)?"
     r"|x5c|cer|certificate-?authority(?:-?data)?|client-?certificate-?data|ca-?data|public-?key(?:-?data)?|key-?data-?public"
-    r"|commit(?:-?(?:id|sha))?|git-?(?:commit|sha)|revision|image-?digest|kid|version-?id|serial-?number)",
+    r"|commit(?:-?(?:id|sha))?|git-?(?:commit|sha)|revision|image-?digest|kid|version-?id|serial-?number|sec-websocket-(?:key|accept))",
     re.IGNORECASE,
 )
 _PUBLIC_ENDS = ("etag", "md5", "sha1", "sha256", "sha384", "sha512", "crc64", "checksum", "thumbprint", "digest")
@@ -164,7 +164,6 @@ _CREDENTIAL_HEADERS = frozenset(
     x-honeycomb-team x-identity-header x-jfrog-art-api
     """.split()  # noqa: SIM905 - a list of words reads better than a page of strings
 )
-_OTHER_HEADER_KEYS = frozenset({"surrogate", "idempotency", "websocket", "cache"})
 _ACCOUNT_KEY_SETTING = re.compile(r"fs\.azure\.account\.key\.\S+", re.IGNORECASE)  # of Hadoop's file system for Azure
 
 
@@ -195,6 +194,8 @@ def kind_of(name: str) -> NameKind:
         return NameKind.KEY
     if last in _SECRET_WORDS or joined in _SECRET_WORDS or pair in _SECRET_PAIRS or last.endswith(_SECRET_ENDS):
         return NameKind.SECRET
+    if last == "api" and words[0] == "x" and len(words) > 2:  # X-JFrog-Art-Api
+        return NameKind.KEY
     if last == "token" and not _OTHER_TOKENS.intersection(words):
         return NameKind.SECRET if len(words) > 1 else NameKind.KEY
     if last == "key" and words[0] in ("primary", "secondary") and len(words) > 2:  # secondaryReadonlyMasterKey
@@ -209,11 +210,9 @@ def kind_of_header(name: str) -> NameKind:
     words, kind = words_of(name), kind_of(name)
     if name.lower() in _CREDENTIAL_HEADERS:
         return NameKind.SECRET
-    if kind is NameKind.PUBLIC or not words or _OTHER_HEADER_KEYS.intersection(words):
-        return kind
-    if kind is NameKind.KEY or words in (["key"], ["x", "key"]):
+    if kind is NameKind.KEY and words[-1] != "api":
         return NameKind.SECRET
-    return NameKind.KEY if words[-1] == "api" and words[0] == "x" else kind
+    return NameKind.KEY if words[-1:] == ["api"] and words[0] == "x" else kind
 
 
 def hands_out_secrets(path: str) -> bool:
@@ -234,6 +233,12 @@ def is_handed_out(name: str) -> bool:
     return plain_name(name).rstrip("0123456789") in _HANDED_OUT
 
 
+@functools.lru_cache(maxsize=4096)
+def says_nothing(name: str) -> bool:
+    """Return whether a name says nothing about its value, wherever it stands."""
+    return kind_of(name) is NameKind.PLAIN and not lists_secrets(name) and plain_name(name) not in HOLDERS
+
+
 def says_of_key(beside: Mapping[str, str]) -> bool:
     """Return whether what stands beside a bare "key" says that the key is a secret."""
     names = {plain_name(name) for name in beside}
@@ -246,6 +251,7 @@ def name_within(name: str, beside: Mapping[str, str]) -> str:
     return "secrets" if name == "data" and of_kubernetes else name
 
 
+@functools.lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
     """Return a name in lower case without dashes and underscores."""
     return name.lower().replace("_", "").replace("-", "")
@@ -260,6 +266,7 @@ def kind_of_pair(name: str, value: str) -> NameKind:
     return kind_of(name)
 
 
+@functools.lru_cache(maxsize=4096)
 def lists_secrets(name: str) -> bool:
     """Return whether each item of a list under a name is a secret. Plain "keys" and "secrets" may be permissions."""
     return is_container(name) and name.lower() not in ("keys", "secrets", "credentials")
@@ -271,11 +278,13 @@ def option_name(argument: str) -> str:
     return option["name"] if option is not None and kind_of(option["name"]) is NameKind.SECRET else ""
 
 
+@functools.lru_cache(maxsize=4096)
 def is_container(name: str) -> bool:
     """Return whether what lies under a name is all secrets."""
     return bool(_CONTAINERS.fullmatch(name))
 
 
+@functools.lru_cache(maxsize=4096)
 def describes(name: str) -> bool:
     """Return whether a member of such a container describes a secret instead of being one."""
     return bool(_DESCRIBING.fullmatch(name)) and kind_of(name) is not NameKind.SECRET

@@ -19,25 +19,39 @@ import yaml
 
 from .bodies import as_text, unpacked
 from .fakes import TOKEN, is_dummy_token, is_fake, looks_signed
-from .names import NameKind, kind_of, kind_of_pair, option_name, words_of
-from .scrub import Scrubber, from_text_base64
+from .names import (
+    NameKind,
+    is_container,
+    kind_of,
+    kind_of_header,
+    kind_of_pair,
+    option_name,
+    says_nothing,
+    words_of,
+)
+from .scrub import WHOLE_SECRET, Scrubber, from_text_base64
 from .shapes import (
-    BEARER,
+    PASSWORD_LINES,
+    PASSWORD_LIST,
     PRIVATE_KEY,
     PUBLISHED,
+    RECOVERY_KEY,
     RUN,
     STORAGE_KEY,
+    USER_AND_PASSWORD,
     USER_INFO,
     VAULT_VERSION,
+    bearers,
     commands,
     could_be_key,
+    given_in,
     is_harmless,
     is_placeholder,
     is_random,
     is_word,
     known_forms,
 )
-from .structure import Place, from_base64, json_or_none, rewrite_csv
+from .structure import Place, attributes_of, events, from_base64, json_or_none, rewrite_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,16 +59,33 @@ if TYPE_CHECKING:
 _CREDENTIAL_HEADERS = frozenset(
     {"api-key", "authorization", "cookie", "proxy-authorization", "set-cookie", "x-ms-authorization-auxiliary"}
 )
+# Names and places by which alone some values are secrets.
+_TELLING_PLACES = frozenset({"headers", "chpasswd", "body"})
+# Where a value stands: a place that is written as it is, or a member of another place.
+_Where = Any
 _BASE64_FILE = re.compile(r"[\w+/=\s-]{40,}", re.ASCII)  # a whole file of it, in either alphabet of RFC 4648
 # Stands for bytes that are no text: what is hidden there is not known.
 _UNREADABLE = re.compile("[\0\N{REPLACEMENT CHARACTER}]")
 # A line without one of these before a sign has no name that makes its value a secret.
 # Both are for text in lower case, which is searched several times faster than text in any case.
 _WORDS = (
-    r"(?:p(?:ass|wd|at|fx)|s(?:ecret|ig|as)|token|k(?:ey|ube)|c(?:red|ode|onn|ookie|ert)|a(?:uth|ssert)|otp|bearer)"
+    r"(?:p(?:ass|wd|at|fx)|s(?:ecret|ig|as)|token|k(?:ey|ube)|c(?:red|ode|onn|ookie|ert)"
+    r"|a(?:uth|ssert|rt-api)|otp|bearer)"
 )
-_TELLING = re.compile(rf"{_WORDS}[\w.$-]{{0,40}}(?: \w{{1,20}}){{0,2}}[\"'`\\\])]{{0,4}}\s{{0,8}}[:=,>]")
+_TELLING = re.compile(rf"{_WORDS}[\w.$-]{{0,40}}(?: \w{{1,20}}){{0,2}}[\"'`\\\])]{{0,4}}[ \t]{{0,8}}[:=,>]")
 _TELLING_ARGUMENT = re.compile(rf"(?<!\S)--?[a-z-]{{0,40}}?{_WORDS}|\blogin\s")
+# Tags that say in an attribute what their value is, and keys of a property list.
+_TELLING_TAG = re.compile(
+    rf"<[a-z][^<>]{{0,400}}?\b(?:name|key)\s*=\s*[\"']?[\w.$:-]{{0,40}}?{_WORDS}|<key>[^<>]{{0,40}}{_WORDS}"
+)
+_TAG = re.compile(
+    r"<[A-Za-z][\w.:-]*\s(?P<attributes>[^<>]*\b(?:[Nn]ame|NAME|[Kk]ey|KEY)\s*=(?:[^<>\"']|\"[^\"]*\"|'[^']*')*)>"
+    r"(?P<text>[^<>\n]{4,4096}(?=</))?"
+)
+_LISTED = re.compile(r"<key>(?P<name>[^<>]{1,80})</key>\s*<string>(?P<value>[^<>]{4,4096})</string>")
+_HEADER_ARGUMENT = re.compile(
+    r"(?:-H|--header)[ =]*(?P<q>\\*[\"'])(?P<name>[\w-]{1,80})\s*:\s*(?P<value>[^\"'\s\\]+)(?P=q)"
+)
 _QUOTED = re.compile(
     r"(?P<q>\\*[\"'`])(?P<name>[\w .:$@/-]{1,80})(?P=q)\s*(?::|=>|=|,)\s*(?P<p>\\*[\"'`])(?P<value>[^\n]*?)(?P=p)"
 )
@@ -79,6 +110,11 @@ _REFERENCE = re.compile(
     r"|ENC\[.*|\{cipher\}.*|\$ANSIBLE_VAULT.*|AgB[A-Za-z0-9+/=]{40,}|!\w+.*|[\w./-]+\.(?:pem|key|crt|pfx|json|txt|ya?ml|env|p12|jks|py)"
     r"|(?:secrets?|vars?|variables|env|inputs|params|parameters|local|data|module|steps|matrix|github|outputs)\.[\w.\[\]'\"-]+",
     re.IGNORECASE | re.DOTALL,
+)
+# Without one of these no detector of the second judge finds anything.
+_FOR_SECOND_JUDGE = re.compile(
+    r"[A-Za-z0-9]{32}|AKC|AP[0-9A-F]|[xX][oO][xX]|slack|:_authToken|SG\.|sq0csp|k_live_|\d{8}:[\w-]{35}"
+    r"|[MNO][\w-]{23,25}\.[\w-]{6}\."
 )
 _RUN_OF_16 = re.compile(r"[\w+/=.~:-]{16,}", re.ASCII)
 # Words of a label, not of a password.
@@ -162,8 +198,10 @@ class _Scan:
         self.found: dict[tuple[str, str], Finding] = {}
         self.rules = Scrubber(keep)
         self._seen: set[str] = set()
-        self._judged: set[tuple[NameKind, str]] = set()
-        self._candidates: dict[str, str] = {}  # what the second judge looks at, and where it stands
+        self._names: dict[str, bool] = {}  # of members: whether the name says something
+        self._judged: set[tuple[str, str]] = set()
+        self._plain: set[str] = set()
+        self._candidates: dict[str, _Where] = {}  # what the second judge looks at, and where it stands
 
     def file(self) -> None:
         bare = self.whole.lstrip("\ufeff")
@@ -176,7 +214,7 @@ class _Scan:
             self.document(each, Place(), "document")
         if documents:
             self.tokens(bare, "text")  # of two members with one name a document has the last one only
-            for comment in re.findall(r"(?m)(?:^|\s)#(.*)$", bare):
+            for comment in _comments(bare):
                 self.text(comment, "comment")
         else:
             self.text(bare, "text")
@@ -193,73 +231,148 @@ class _Scan:
             where = next((where for run, where in self._candidates.items() if value in run), "text")
             self.note(what, value, where)
 
-    def note(self, what: str, value: str, where: str) -> None:
+    def note(self, what: str, value: str, where: _Where) -> None:
         key = (what, value)
         if key in self.found or self.rules.is_kept(value, ""):
             return
         at = self.whole.find(value)
-        line = str(self.whole.count("\n", 0, at) + 1) if at >= 0 else where
+        line = str(self.whole.count("\n", 0, at) + 1) if at >= 0 else _told(where)
         self.found[key] = Finding(self.path, line, what, f"{value[:6]}... ({len(value)} characters)")
 
     # Documents
 
-    def document(self, content: Any, place: Place, where: str) -> None:
-        if isinstance(content, dict):
+    def document(self, content: Any, place: Place, where: _Where) -> None:
+        if isinstance(content, str):
+            self.value(content, place, where)
+        elif isinstance(content, dict):
             self.members(content, place, where)
         elif isinstance(content, (list, tuple, set)):
-            option = ""
-            for index, item in enumerate(content):
-                is_option = isinstance(item, str) and item.startswith("-")
-                self.document(item, Place(option) if option and not is_option else place, f"{where}[{index}]")
-                option = option_name(item) if is_option else ""
+            self.items(list(content), place, where)
         elif isinstance(content, bytes):
             self.content(content, where)
-        elif isinstance(content, str):
-            self.value(content, place, where)
         elif isinstance(content, int) and not isinstance(content, bool) and content > 99999:
             is_secret = kind_of(place.name) is NameKind.SECRET and words_of(place.name)[-1] != "token"
             if is_secret and not is_fake(str(content)):
                 self.note("secret value", str(content), where)
 
-    def members(self, content: dict[Any, Any], place: Place, where: str) -> None:
-        beside = {str(name): value for name, value in content.items() if isinstance(value, str)}
-        beside.update({str(name): str(value).lower() for name, value in content.items() if isinstance(value, bool)})
+    def items(self, content: list[Any], place: Place, where: _Where) -> None:
+        option = ""
+        for index, item in enumerate(content):
+            is_option = isinstance(item, str) and item.startswith("-")
+            self.document(item, Place(option) if option and not is_option else place, (where, index))
+            option = option_name(item) if is_option else ""
+        if any(isinstance(item, str) and item.startswith("-") for item in content):
+            arguments = [str(item) for item in content]
+            for index, begin in given_in(arguments).items():
+                value = arguments[index][begin:]
+                if not _is_harmless_secret(value) and not is_word(value):
+                    self.note("secret value", value, (where, index))
+
+    def members(self, content: dict[Any, Any], place: Place, where: _Where) -> None:
+        told = self.telling_members(content, place, where)
+        if not told:
+            return
+        beside = {
+            str(name): value if isinstance(value, str) else str(value).lower()
+            for name, value in content.items()
+            if isinstance(value, (str, bool))
+        }
         above = (place.name, *place.above)
-        if isinstance(content.get("request"), dict) and isinstance(content["request"].get("uri"), str):
+        if (
+            "request" in content
+            and isinstance(content["request"], dict)
+            and isinstance(content["request"].get("uri"), str)
+        ):
             self.rules.enter(str(content["request"].get("method")), content["request"]["uri"])
+            self.rules.hands_out = self.rules.hands_out and not _is_error(content.get("response"))
         if beside.get("encoding") == "base64":  # how HAR writes a body that is no text
-            self.content(from_base64(beside.get("text", "")) or b"", f"{where}.text")
+            self.content(from_base64(beside.get("text", "")) or b"", (where, "text"))
         if beside.get("kind") == "Secret" and isinstance(content.get("data"), dict):  # Kubernetes
             for name, value in content["data"].items():
                 plain = from_text_base64(str(value)) or _short_base64(str(value))
                 if plain is not None and not is_placeholder(plain) and not is_fake(plain) and not is_harmless(plain):
-                    self.note("secret value", str(value), f"{where}.data.{name}")
-        for name, value in content.items():
-            self.text(str(name), where)
-            self.document(value, Place(str(name), beside, above), f"{where}.{name}")
+                    self.note("secret value", str(value), ((where, "data"), name))
+        for name, value in told:
+            self.document(value, Place(name, beside, above), (where, name))
 
-    def value(self, value: str, place: Place, where: str) -> None:
-        header = place.name.lower()
-        if header in ("value", "values") and place.beside.get("name", "").lower() in _CREDENTIAL_HEADERS:
-            header = place.beside["name"].lower()  # how HAR writes a header
-        if header in _CREDENTIAL_HEADERS:
-            if value and not _is_harmless_secret(value.rpartition(" ")[2]):
-                self.note("bearer header", value, where)
-            return
-        if header == "base64_string":  # vcrpy's name for a body that is no text
-            self.content(from_base64(value) or b"", where)
+    def telling_members(self, content: dict[Any, Any], place: Place, where: _Where) -> list[tuple[str, Any]]:
+        """Return the members of an object that have to be looked at: most are short, and their names say nothing."""
+        is_quiet = not (
+            "kty" in content
+            or place.name in _TELLING_PLACES
+            or is_container(place.name)
+            or any(map(is_container, place.above[:1]))
+        )
+        told = []
+        for member, value in content.items():
+            name = member if isinstance(member, str) else str(member)
+            says_more = self._names.get(name)
+            if " " in name and isinstance(value, str):  # net use X: ...
+                self.text(f"{name}: {value}", where)
+            if says_more is None:
+                self.text(name, where)
+                says_more = self._names[name] = not says_nothing(name) or _is_telling_name(name)
+            if says_more or not is_quiet:
+                told.append((name, value))
+            elif isinstance(value, str):
+                if len(value) >= 16 or "=" in value or ":" in value or " -" in value:
+                    told.append((name, value))
+            elif isinstance(value, (dict, list, tuple, set, bytes)):
+                told.append((name, value))
+        return told
+
+    def value(self, value: str, place: Place, where: _Where) -> None:
+        above = place.above[0] if place.above else ""
+        if (above in _TELLING_PLACES or _is_telling_name(place.name)) and self.is_noted_by_place(value, place, where):
             return
         kind = self.rules.kind(value, place)
-        if (kind, value) in self._judged:
+        if kind is NameKind.PLAIN:
+            if value in self._plain or (
+                len(value) < 16 and "=" not in value and ":" not in value and " -" not in value
+            ):
+                return
+            self._plain.add(value)
+        elif (kind.name, value) in self._judged:
             return
-        self._judged.add((kind, value))
-        if kind is NameKind.PLAIN and len(value) < 16 and "=" not in value and ":" not in value:
-            return
+        else:
+            self._judged.add((kind.name, value))
         body = json_or_none(value)
         if body is not None:
             self.document(body, Place(), where)
         elif kind is not NameKind.PUBLIC and not is_fake(value) and not _REFERENCE.fullmatch(value):
             self.judge(value, kind, place, where)
+
+    def is_noted_by_place(self, value: str, place: Place, where: _Where) -> bool:
+        """Return whether the place alone says what a value is: a header, a body, a list of cloud-init."""
+        header = place.name.lower()
+        if header in ("value", "values") and "name" in place.beside:
+            header = place.beside["name"].lower()  # how HAR writes a header
+        is_header = place.above[:1] == ("headers",) and kind_of_header(header) is NameKind.SECRET
+        if header in _CREDENTIAL_HEADERS or is_header:
+            if value and not _is_harmless_secret(value.rpartition(" ")[2]):
+                self.note("bearer header", value, where)
+            return True
+        if header == "base64_string":  # vcrpy's name for a body that is no text
+            self.content(from_base64(value) or b"", where)
+            return True
+        if header == "list" and place.above[:1] == ("chpasswd",):
+            self.passwords(value, where)
+            return True
+        if header == "string" and self.rules.hands_out and place.above[:1] == ("body",):
+            whole = WHOLE_SECRET.fullmatch(value)
+            bare = "" if whole is None or "eyJ" in value or re.search(r"[;&]|=\w", value) else whole["value"]
+            if bare and not _is_harmless_secret(bare) and not is_harmless(bare):
+                self.note("secret value", bare, where)
+                return True
+        return False
+
+    def passwords(self, text: str, where: _Where) -> None:
+        """Note the passwords in lines of users and passwords, as chpasswd reads them."""
+        for line in USER_AND_PASSWORD.finditer(text):
+            value = line["value"].strip()
+            is_made_there = value in ("R", "RANDOM")
+            if not is_made_there and self.is_secret("password", NameKind.SECRET, value, in_document=True):
+                self.note("secret value", value, where)
 
     def field(self, value: str, place: Place) -> str:
         """Look at a field of a table; it stays as it is."""
@@ -267,7 +380,7 @@ class _Scan:
             self.value(value, place, place.name)
         return value
 
-    def judge(self, value: str, kind: NameKind, place: Place, where: str) -> None:
+    def judge(self, value: str, kind: NameKind, place: Place, where: _Where) -> None:
         """Note a value that is a secret by its name, else what is in it."""
         inner = from_text_base64(value)
         is_login = place.name.lower() in ("auth", "_auth") and re.fullmatch(r"[^:\s]+:\S+", inner or "") is not None
@@ -279,7 +392,7 @@ class _Scan:
         if inner is not None:
             self.whole_text(inner, where)
 
-    def whole_text(self, text: str, where: str) -> None:
+    def whole_text(self, text: str, where: _Where) -> None:
         """Look into a text that may be a document."""
         document = json_or_none(text)
         documents = [document] if document is not None else _parsed_as_yaml(text)
@@ -288,18 +401,13 @@ class _Scan:
         if not documents:
             self.text(text, where)
 
-    def content(self, content: bytes, where: str) -> None:
+    def content(self, content: bytes, where: _Where) -> None:
         packed = unpacked(content)
         content = content if packed is None else packed[0]
         if as_text(content) is None:
             self.forms(content.decode("latin-1"), where)
             return
-        text = _unpacked(content)
-        body = json_or_none(text)
-        if body is not None:
-            self.document(body, Place(), where)
-        else:
-            self.text(text, where)
+        self.whole_text(_unpacked(content), where)
 
     def is_secret(self, name: str, kind: NameKind, value: str, *, in_document: bool) -> bool:
         """Return whether a value under a name is a secret, and not a placeholder, a reference or a label."""
@@ -319,36 +427,106 @@ class _Scan:
 
     # Texts
 
-    def text(self, text: str, where: str) -> None:
+    def text(self, text: str, where: _Where) -> None:
         if len(text) < 8 or text in self._seen:
             return
         self._seen.add(text)
-        has_run = _RUN_OF_16.search(text) is not None
-        told = has_run or _is_telling(text) or "://" in text or "PRIVATE KEY" in text or commands(text)
-        if not told:
+        lower, given = _lower(text), commands(text)
+        runs = _RUN_OF_16.findall(text)
+        telling = list(_TELLING.finditer(lower))
+        with_arguments = list(_TELLING_ARGUMENT.finditer(lower)) if " -" in lower or "login" in lower else []
+        is_tagged = "<" in text and _TELLING_TAG.search(lower) is not None
+        is_told = telling or with_arguments or given or is_tagged
+        if not (is_told or runs or "://" in text or "PRIVATE KEY" in text):
             return
-        self.forms(text, where)
-        for line in text.splitlines() if "\n" in text else [text]:
-            if _is_telling(line):
-                self.pairs(line, where)
-        self.runs(text, where)
-        if has_run:
-            for run in _RUN_OF_16.findall(text):
-                self._candidates.setdefault(run, where)
+        self.forms(text, where, given)
+        if telling or with_arguments:
+            self.lines(text, [match.start() for match in telling], [match.start() for match in with_arguments], where)
+        if is_tagged:
+            self.tags(text, where)
+        self.parts(text, where)
+        if runs:
+            if any(len(run) >= 32 for run in runs) or "%" in text:
+                self.runs(text, where)
+            for run in runs:
+                if _FOR_SECOND_JUDGE.search(run):
+                    self._candidates.setdefault(run, where)
 
-    def tokens(self, text: str, where: str) -> None:
+    def parts(self, text: str, where: _Where) -> None:
+        """Look into parts of a text that have a form of their own: lists of passwords, events of a server."""
+        if "chpasswd" in text:
+            for pattern in (PASSWORD_LINES, PASSWORD_LIST):
+                for match in pattern.finditer(text):
+                    self.passwords(match["value"], where)
+        if "\ndata:" in text:
+            for event in events(text):
+                self.whole_text(event, where)
+
+    def lines(self, text: str, telling: list[int], with_arguments: list[int], where: _Where) -> None:
+        """Look at the lines on which a name says that a secret follows."""
+        if "\n" not in text:
+            self.pairs(text, telling, where)
+            return
+        by_line: dict[int, list[int]] = {}
+        for at in sorted([*telling, *(~at for at in with_arguments)], key=lambda at: at if at >= 0 else ~at):
+            position = at if at >= 0 else ~at
+            starts = by_line.setdefault(text.rfind("\n", 0, position) + 1, [])
+            if at >= 0:
+                starts.append(at)
+        for start, starts in by_line.items():
+            end = text.find("\n", start)
+            line = text[start : end if end >= 0 else len(text)]
+            self.pairs(line, [at - start for at in starts], where)
+
+    def tags(self, text: str, where: _Where) -> None:
+        """Note values of tags, and their texts, by the name that an attribute gives them."""
+        for tag in _TAG.finditer(text):
+            found = {
+                each["name"].lower(): each["quoted"] or each["bare"] or "" for each in attributes_of(tag["attributes"])
+            }
+            name = found.get("name") or found.get("key") or ""
+            for value in (found.get("value"), found.get("content"), tag["text"]):
+                self.tagged(name, value or "", where)
+        for listed in _LISTED.finditer(text):
+            self.tagged(listed["name"], listed["value"], where)
+
+    def tagged(self, name: str, value: str, where: _Where) -> None:
+        kind = kind_of(name)
+        is_bare = kind is NameKind.KEY and (is_word(value) or len(value) < 8)
+        is_code = value[:1] in tuple("{[<$(&@%*") or value.endswith("()")
+        if value and not is_bare and not is_code and self.is_secret(name, kind, value, in_document=True):
+            self.note(_what(Place(name)), value, where)
+
+    def tokens(self, text: str, where: _Where) -> None:
         for token in TOKEN.findall(text) if "eyJ" in text else ():
             if looks_signed(token) and not is_dummy_token(token) and len(token) > 30:
                 self.note("token", token, where)
 
-    def forms(self, text: str, where: str) -> None:
+    def forms(self, text: str, where: _Where, given: Iterable[re.Pattern[str]] = ()) -> None:
         """Note what is known by its form alone, whatever stands around it."""
         self.tokens(text, where)
         if "PRIVATE KEY" in text:
             for key in PRIVATE_KEY.finditer(text):
                 if not _is_fake_key(key["value"]):
                     self.note("private key", key[0][:60].splitlines()[0], where)
-        for match in BEARER.finditer(text):
+        self.bearers(text, where)
+        if "://" in text and "@" in text:
+            for match in USER_INFO.finditer(text):
+                value = unquote(match["value"])
+                if not _is_harmless_secret(value) and not re.fullmatch(r"pass|pwd|pw|\d+|\{.*|\$.*|:.*", value):
+                    self.note("connection string", match["value"], where)
+        named = [("token", form) for form in known_forms(text)]
+        named += [("secret value", command) for command in given]
+        if "==" in text:
+            named.append(("connection string", STORAGE_KEY))
+        for what, pattern in named:
+            for match in pattern.finditer(text):
+                if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
+                    self.note(what, match["value"], where)
+
+    def bearers(self, text: str, where: _Where) -> None:
+        """Note credentials of HTTP headers: behind "Authorization" shorter ones, too."""
+        for match in bearers(text):
             value = match["value"]
             told = "authorization" in text[max(0, match.start() - 40) : match.start()].lower()
             enough = (
@@ -356,33 +534,14 @@ class _Scan:
             )
             if enough and not _is_harmless_secret(value) and not _CODE.fullmatch(value):
                 self.note("bearer header", value, where)
-        if "://" in text and "@" in text:
-            for match in USER_INFO.finditer(text):
-                value = unquote(match["value"])
-                if not _is_harmless_secret(value) and not re.fullmatch(r"pass|pwd|pw|\d+|\{.*|\$.*|:.*", value):
-                    self.note("connection string", match["value"], where)
-        forms = (("token", form) for form in known_forms(text))
-        given = (("secret value", command) for command in commands(text))
-        for what, pattern in (("connection string", STORAGE_KEY), *forms, *given):
-            for match in pattern.finditer(text):
-                if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
-                    self.note(what, match["value"], where)
 
-    def pairs(self, line: str, where: str) -> None:
+    def pairs(self, line: str, telling: list[int], where: _Where) -> None:
+        """Look at names and values on a line, and behind those places where a name tells."""
         if len(line) > 200_000:
             return
-        for match in _XML_ELEMENT.finditer(line):
-            kind = kind_of(match["name"].rpartition(":")[2])
-            if self.is_secret(match["name"], kind, match["value"], in_document=True):
-                self.note("secret value", match["value"], where)
-        for pattern in (_QUOTED, _ARGUMENT):
-            for match in pattern.finditer(line):
-                self.named(match, where)
-        for match in _NETRC.finditer(line):
-            if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
-                self.note("secret value", match["value"], where)
-        for telling in _TELLING.finditer(_lower(line)):
-            start = telling.start()
+        self.named_on_line(line, where)
+        for at in telling:
+            start = at
             while start and (line[start - 1].isalnum() or line[start - 1] in "_.$-"):
                 start -= 1
             while line[start] in "-.":  # --password=...
@@ -390,13 +549,31 @@ class _Scan:
             if (found := _ASSIGNED.match(line, start)) is not None:
                 self.assigned(found, line, where)
 
-    def named(self, match: re.Match[str], where: str) -> None:
+    def named_on_line(self, line: str, where: _Where) -> None:
+        """Look at elements, headers, quoted names and arguments of a line."""
+        for match in _XML_ELEMENT.finditer(line) if "</" in line else ():
+            kind = kind_of(match["name"].rpartition(":")[2])
+            if self.is_secret(match["name"], kind, match["value"], in_document=True):
+                self.note("secret value", match["value"], where)
+        for match in _HEADER_ARGUMENT.finditer(line) if "-H" in line or "--header" in line else ():
+            kind = kind_of_header(match["name"])
+            if kind is not NameKind.PLAIN and self.is_secret(match["name"], kind, match["value"], in_document=False):
+                self.note("bearer header", match["value"], where)
+        for match in _QUOTED.finditer(line) if '"' in line or "'" in line or "`" in line else ():
+            self.named(match, where)
+        for match in _ARGUMENT.finditer(line) if " -" in line or line.startswith("-") else ():
+            self.named(match, where)
+        for match in _NETRC.finditer(line) if "password" in line else ():
+            if not _is_harmless_secret(match["value"]) and not is_word(match["value"]):
+                self.note("secret value", match["value"], where)
+
+    def named(self, match: re.Match[str], where: _Where) -> None:
         name, value = match["name"], match["value"].rstrip(",;)")  # in prose and code
         names_it = is_word(value) and ":" not in match[0] and "=" not in match[0]  # --secret NAME
         if not names_it and self.is_secret(name, kind_of_pair(name, value), value, in_document=False):
             self.note(_what(Place(name)), value, where)
 
-    def assigned(self, match: re.Match[str], line: str, where: str) -> None:
+    def assigned(self, match: re.Match[str], line: str, where: _Where) -> None:
         name, sign = match["name"], match["sign"].strip()
         kind = kind_of_pair(name, match["quoted"] or match["value"] or "")
         if kind is NameKind.PLAIN:
@@ -428,7 +605,7 @@ class _Scan:
         if not is_placeholder(value) and self.is_secret(name, kind, unquote(value), in_document=False):
             self.note("connection string" if sign == "=" else _what(Place(name)), value, where)
 
-    def runs(self, text: str, where: str) -> None:
+    def runs(self, text: str, where: _Where) -> None:
         """Note random characters without a name: keys are 32 to 100 characters long; what is longer is a document."""
         if len(text) < 32:
             return
@@ -436,9 +613,11 @@ class _Scan:
         exempt: list[tuple[int, int]] | None = None
         for match in RUN.finditer(text):
             run = match[0]
-            if not 32 <= len(run) <= 100 or run.count("/") > 2 or not _is_mixed(run) or is_fake(run):
+            if not 32 <= len(run) <= 100:
                 continue
-            if not is_random(run):
+            if RECOVERY_KEY.fullmatch(run):
+                self.note("token", run, where)
+            if run.count("/") > 2 or not _is_mixed(run) or is_fake(run) or not is_random(run):
                 continue
             before, after = text[max(0, match.start() - 60) : match.start()], text[match.end() : match.end() + 2]
             in_url = re.search(r"://[^\s\"'<>]*$", before)
@@ -466,9 +645,34 @@ _PUBLIC_BEFORE = re.compile(
 )
 
 
-def _is_telling(text: str) -> bool:
-    lower = _lower(text)
-    return bool(_TELLING.search(lower) or ((" -" in lower or "login" in lower) and _TELLING_ARGUMENT.search(lower)))
+@functools.lru_cache(maxsize=4096)
+def _is_telling_name(name: str) -> bool:
+    return name.lower() in ("value", "values", "base64_string") or name.lower() in _CREDENTIAL_HEADERS
+
+
+def _comments(text: str) -> Iterator[str]:
+    """Yield what stands behind each # that begins a comment of YAML."""
+    at = text.find("#")
+    while at >= 0:
+        end = text.find("\n", at)
+        end = len(text) if end < 0 else end
+        if at == 0 or text[at - 1].isspace():
+            yield text[at + 1 : end]
+            at = end
+        at = text.find("#", at + 1)
+
+
+def _told(where: _Where) -> str:
+    """Return a place in a document as it is told: the path to it."""
+    if not isinstance(where, tuple):
+        return str(where)
+    outer, member = where
+    return f"{_told(outer)}[{member}]" if isinstance(member, int) else f"{_told(outer)}.{member}"
+
+
+def _is_error(response: Any) -> bool:
+    status = response.get("status") if isinstance(response, dict) else None
+    return isinstance(status, dict) and str(status.get("code", 200)) >= "400"
 
 
 def _lower(text: str) -> str:

@@ -41,6 +41,7 @@ from .names import (
     kind_of_pair,
     lists_secrets,
     plain_name,
+    says_nothing,
     says_of_key,
     words_of,
 )
@@ -50,6 +51,7 @@ from .shapes import (
     PASSWORD_LINES,
     PRIVATE_KEY,
     PUBLISHED,
+    RECOVERY_KEY,
     RUN,
     STORAGE_KEY,
     USER_AND_PASSWORD,
@@ -388,6 +390,8 @@ class Scrubber:
 
     def kind(self, value: str, place: Place) -> NameKind:
         name = place.name
+        if says_nothing(name) and not (place.above and self._in_container(place)) and "kty" not in place.beside:
+            return NameKind.PLAIN
         kind = kind_of(name)
         if kind is NameKind.SECRET:
             return kind
@@ -409,7 +413,9 @@ class Scrubber:
         return is_asked_for and not is_public and not self._is_setting and not is_harmless(value)
 
     def _in_container(self, place: Place) -> bool:
-        return any(map(is_container, place.above[:2])) and not describes(place.name)
+        above = place.above
+        within = is_container(above[0]) or (len(above) > 1 and is_container(above[1])) if above else False
+        return within and not describes(place.name)
 
     def _kind_of_holder(self, place: Place, value: str) -> NameKind | None:
         """Return what the name beside or around a `value` says about it."""
@@ -428,6 +434,8 @@ class Scrubber:
             return None
         if self._in_vault or {"kid", "alg"} & place.beside.keys() or "/secrets/" in place.beside.get("id", ""):
             return NameKind.SECRET
+        if any(kind_of(name) is NameKind.PUBLIC for name in named):
+            return NameKind.PUBLIC
         # At the top of a body it is how Key Vault writes a secret. Settings and metrics have a name beside it.
         at_top = place.above in ((), ("",)) and not named and "@odata.context" not in place.beside
         return NameKind.SECRET if at_top and not is_harmless(value) else None
@@ -630,7 +638,7 @@ class Scrubber:
                 return value if changed == decoded else to_base64(changed.encode(), value)
             return (
                 self._fake(value, Place("random characters"))
-                if is_random(value) and "recorded-" not in value
+                if (is_random(value) or RECOVERY_KEY.fullmatch(value)) and "recorded-" not in value
                 else value
             )
 

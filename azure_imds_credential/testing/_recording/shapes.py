@@ -8,6 +8,10 @@ import functools
 import math
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Candidates for random characters: long runs of the alphabets of base64, base64url and hex.
 RUN = re.compile(r"(?<![A-Za-z0-9+/=_~-])[A-Za-z0-9+/_~-]{16,}={0,2}(?![A-Za-z0-9+/_~=-])")
@@ -44,6 +48,10 @@ USER_INFO = re.compile(
 STORAGE_KEY = re.compile(
     r"(?<![A-Za-z0-9+/])(?<!sha512[-:=])(?P<value>[A-Za-z0-9+/]{86}==)(?![A-Za-z0-9+/=])"
 )  # 64 bytes in base64
+# cloud-init's list of users and passwords, where it is part of another text.
+PASSWORD_LIST = re.compile(
+    r"\bchpasswd:[ \t]*\n(?:[ \t]+\w+:[^\n]*\n)*?[ \t]+list:[ \t]*[|>][+-]?[ \t]*\n(?P<value>(?:[ \t]+[\w.-]+:\S+\n?)+)"
+)
 # Forms that their makers publish so that scanners find them: what each begins with or holds, and the form.
 _KNOWN_FORMS = (
     (("gh", "github_pat_", "glpat-"), r"gh[oprsu]_[A-Za-z0-9]{36,}|github_pat_\w{60,}|glpat-[\w-]{20,}"),
@@ -56,20 +64,53 @@ _KNOWN_FORMS = (
     (("Q~",), r"[\w~.-]{3}\dQ~[\w~.-]{31,34}"),  # a client secret of Entra
     (("0.A", "1.A"), r"[01]\.A[A-Za-z0-9_-]{3,}[\w.-]{30,}"),  # authorization codes and refresh tokens of Entra
     (("M.",), r"M\.[A-Z]\d{1,3}_[A-Z0-9]+\.[\w.!*$-]{20,}"),  # the same of Microsoft accounts
-    (("-",), r"(?:\d{6}-){7}\d{6}"),  # a recovery key of BitLocker
     (("JQQJ99",), r"[A-Za-z0-9]{52}JQQJ99[A-Za-z0-9]{26}"),  # keys of Azure services since 2024
 )
 _COMPILED_FORMS = tuple(
-    (hints, re.compile(rf"(?<![A-Za-z0-9_])(?P<value>{form})(?![A-Za-z0-9])")) for hints, form in _KNOWN_FORMS
+    (hint, re.compile(rf"(?<![A-Za-z0-9_])(?P<value>{form})(?![A-Za-z0-9])"))
+    for hints, form in _KNOWN_FORMS
+    for hint in hints
 )
+
+RECOVERY_KEY = re.compile(r"(?:\d{6}-){7}\d{6}")  # of BitLocker
+_BEARER_START = re.compile(
+    r"(?:Bearer|bearer|BEARER|bEARER|Basic|basic|BASIC|bASIC|DPoP|PoP|SharedKey(?:Lite)?|SharedAccessSignature"
+    r"|Token|token)[ \t]+[\w.~+/-]"
+)
+
+
+def bearers(text: str) -> Iterator[re.Match[str]]:
+    """Yield the matches of `BEARER`. To look for how each may begin is several times faster than to look for it."""
+    for start in _BEARER_START.finditer(text):
+        if (found := BEARER.match(text, start.start())) is not None:
+            yield found
+
 
 # Commands that take a password without a name that says so; a value that begins like a variable is none.
 _GIVEN = r"(?P<value>(?![$%<{(*-])[^\s\"'|;&]+)"
+
+
+def _starts(*programs: str) -> str:
+    """Return a pattern of one of these programs and its arguments; not of one that is named in a longer word."""
+    return rf"(?<![\w.-])(?:{'|'.join(programs)})(?:\.exe)?\b[^\n|;&]{{0,200}}?"
+
+
 _COMMANDS = (
     ("curl", rf"\bcurl\b[^\n]{{0,200}}?\s(?:-u|--user)[ =]?[\"']?[^\s:\"']+:{_GIVEN}"),
     (" -p", rf"\b(?:docker|podman|oras|az|acr|registry|nerdctl) login\b[^\n|;&]{{0,200}}?\s-p[ =][\"']?{_GIVEN}"),
     (" -p", rf"\bsshpass\s+-p[ ]?[\"']?{_GIVEN}"),
-    (" -p", rf"\b(?:mysql(?:dump|admin)?|mariadb)\b[^\n|;&]{{0,200}}?\s-p[\"']?{_GIVEN}"),
+    # The password follows the letter; after a blank it is the name of a database.
+    (" -p", rf"{_starts('mysql[a-z]*', 'mariadb[a-z-]*', 'mongo[a-z]*', '7z[a-z]*')}\s-p[\"']?{_GIVEN}"),
+    (" -p ", rf"{_starts('mongo[a-z]*')}\s-p +[\"']?{_GIVEN}"),
+    (" -P", rf"{_starts('sqlcmd', 'bcp', 'unzip', 'zip', 'mosquitto_[a-z]+')}\s-P *[\"']?{_GIVEN}"),
+    (" -a ", rf"{_starts('redis-cli')}\s-a +[\"']?{_GIVEN}"),
+    (" -w ", rf"{_starts('ldap[a-z]+')}\s-w +[\"']?{_GIVEN}"),
+    ("smbclient", rf"{_starts('smbclient')}\s-U *[\"']?[^\s\"'%]+%{_GIVEN}"),
+    ("lftp", rf"{_starts('lftp')}\s-u *[\"']?[^\s\"',]+,{_GIVEN}"),
+    ("sqlplus", rf"\bsqlplus\s+(?:-\w+ +)*[\"']?\w+/{_GIVEN}"),
+    ("pass:", rf"{_starts('openssl')}\s-(?:pass|passin|passout|passwd) +[\"']?pass:{_GIVEN}"),
+    (" use ", rf"\b[Nn][Ee][Tt]1?(?:\.exe)? use\b[^\n|&]{{0,200}}?\s/user:\S+ +[\"']?(?!/){_GIVEN}"),
+    ("/p", rf"{_starts('cmdkey', 'xfreerdp', 'wfreerdp', 'mstsc')}\s/p(?:ass)?:[\"']?{_GIVEN}"),
     (" user ", rf"\b[Nn][Ee][Tt]1?(?:\.exe)? user \S+ [\"']?{_GIVEN}[\"']? +/add"),
     (
         "chpasswd",
@@ -102,9 +143,19 @@ def commands(text: str) -> list[re.Pattern[str]]:
     return [*found, _PASSWORD_FILE] if _PORT.search(text) else found
 
 
+def given_in(arguments: list[str]) -> dict[int, int]:
+    """Return where in the arguments of a command a password begins: the number of the argument, and how far in it."""
+    whole, found = " ".join(arguments), {}
+    for command in commands(whole):
+        for match in command.finditer(whole):
+            before = whole[: match.start("value")]
+            found[before.count(" ")] = len(before) - before.rfind(" ") - 1
+    return found if not any(" " in argument for argument in arguments) else {}
+
+
 def known_forms(text: str) -> list[re.Pattern[str]]:
     """Return the known forms that a text may hold."""
-    return [form for hints, form in _COMPILED_FORMS if any(hint in text for hint in hints)]
+    return list(dict.fromkeys([form for hint, form in _COMPILED_FORMS if hint in text]))
 
 
 _PLACEHOLDER = re.compile(

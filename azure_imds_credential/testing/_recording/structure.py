@@ -11,17 +11,19 @@ import binascii
 import html
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import yaml
 
 from .names import NameKind, kind_of, name_within, option_name
+from .shapes import given_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 # A JSON text is strings, punctuation, and all else: numbers and literals.
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
@@ -39,8 +41,10 @@ _PERCENT_RUN = re.compile(
 DEEPEST = 200  # arrays and objects inside each other that are followed
 
 
-@dataclass(frozen=True)
-class Place:
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Place(NamedTuple):
     """Where a value stands.
 
     Attributes:
@@ -50,7 +54,7 @@ class Place:
     """
 
     name: str = ""
-    beside: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = _NOTHING
     above: tuple[str, ...] = ()
 
 
@@ -124,13 +128,16 @@ class _Json:
     def items(self, name: str, beside: Mapping[str, str], above: tuple[str, ...]) -> None:
         columns = self.columns if above and name == "" and above[0] == "rows" else []
         option, index = "", 0
+        given = self.given()
         while self.tokens[self.at][0] != "]":
             word = self.tokens[self.at][0]
             if word == ",":
                 self.at += 1
                 index += 1
                 continue
-            if option and word.startswith('"') and not word.startswith('"-'):
+            if index in given:
+                self.part(given[index], (name, *above))
+            elif option and word.startswith('"') and not word.startswith('"-'):
                 self.value(option, {}, (name, *above))
             elif index < len(columns) and word not in ("{", "["):
                 self.value(columns[index], {}, (name, *above))
@@ -139,6 +146,25 @@ class _Json:
             else:
                 self.value(name, beside, above)
             option = option_name(_decoded(word)) if word.startswith('"-') else ""
+
+    def given(self) -> dict[int, int]:
+        """Return where passwords stand in an array that is a command and its arguments."""
+        words, at = [], self.at
+        while self.tokens[at][0].startswith('"'):
+            words.append(_decoded(self.tokens[at][0]))
+            if self.tokens[at + 1][0] != ",":
+                break
+            at += 2
+        return given_in(words) if any(word.startswith("-") for word in words) else {}
+
+    def part(self, begin: int, above: tuple[str, ...]) -> None:
+        """Visit the end of a string as a password; what stands before it stays."""
+        word, start = self.tokens[self.at]
+        self.at += 1
+        value = _decoded(word)
+        changed = value[:begin] + self.visit(value[begin:], Place("password", above=above))
+        if changed != value:
+            self.note(word, start, json.dumps(changed, ensure_ascii=word.isascii()))
 
     def name_of_pair(self) -> str:
         """Return the first of two strings that are all of an array: a name, where a pair is written so."""
@@ -275,6 +301,11 @@ class _Xml:
             self.changes.append((*match.span(group), changed if escape is None else escape(changed)))
 
 
+def attributes_of(text: str) -> list[re.Match[str]]:
+    """Return the attributes of a tag; the value of each is in one of the groups `quoted` and `bare`."""
+    return list(_XML_ATTRIBUTE.finditer(text))
+
+
 def _local(name: str) -> str:
     return name.rpartition(":")[2]
 
@@ -321,18 +352,26 @@ class _Yaml:
             for key, value in members:
                 self.value(value, name_within(key, texts), texts, (name, *above))
         elif isinstance(node, yaml.SequenceNode):
-            option = ""
-            for item in node.value:
-                is_option = isinstance(item, yaml.ScalarNode) and item.value.startswith("-")
-                self.value(item, option if option and not is_option else name, beside, above)
-                option = option_name(item.value) if is_option else ""
+            self.items(node.value, name, beside, above)
         elif isinstance(node, yaml.ScalarNode):
             self.scalar(node, Place(name, beside, above))
 
-    def scalar(self, node: yaml.ScalarNode, place: Place) -> None:
+    def items(self, items: list[yaml.Node], name: str, beside: Mapping[str, str], above: tuple[str, ...]) -> None:
+        arguments = [item.value for item in items if isinstance(item, yaml.ScalarNode)]
+        is_command = len(arguments) == len(items) and any(argument.startswith("-") for argument in arguments)
+        option, given = "", given_in(arguments) if is_command else {}
+        for index, item in enumerate(items):
+            is_option = isinstance(item, yaml.ScalarNode) and item.value.startswith("-")
+            if index in given and isinstance(item, yaml.ScalarNode):
+                self.scalar(item, Place("password", above=(name, *above)), given[index])
+            else:
+                self.value(item, option if option and not is_option else name, beside, above)
+            option = option_name(item.value) if is_option else ""
+
+    def scalar(self, node: yaml.ScalarNode, place: Place, begin: int = 0) -> None:
         if not node.value:
             return
-        changed = self.visit(node.value, place)
+        changed = node.value[:begin] + self.visit(node.value[begin:], place)
         if changed == node.value:
             return
         start, end = node.start_mark.index, node.end_mark.index
@@ -458,12 +497,10 @@ def rewrite_percent_encoded(text: str, visit: Callable[[str], str]) -> str:
 
 def from_base64(text: str) -> bytes | None:
     """Return the bytes that base64 of either alphabet stands for, None if it is none. Line breaks are allowed."""
-    joined = re.sub(r"\s", "", text)
-    if (
-        len(joined) < 4
-        or not re.fullmatch(r"(?:[A-Za-z0-9+/]+|[A-Za-z0-9_-]+)={0,2}", joined)
-        or len(joined.rstrip("=")) % 4 == 1
-    ):
+    if ("/" in text or "+" in text) and ("-" in text or "_" in text):
+        return None
+    joined = text if text.isalnum() else _BLANK.sub("", text)
+    if len(joined) < 4 or not _BASE64.fullmatch(joined) or len(joined.rstrip("=")) % 4 == 1:
         return None
     try:
         return base64.b64decode(joined.rstrip("=").translate(_FROM_URL_SAFE) + "==")
@@ -471,6 +508,8 @@ def from_base64(text: str) -> bytes | None:
         return None
 
 
+_BLANK = re.compile(r"\s")
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]+|[A-Za-z0-9_-]+)={0,2}")
 _FROM_URL_SAFE = str.maketrans("-_", "+/")
 
 
