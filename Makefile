@@ -49,7 +49,7 @@ test-matrix: $(VENV)/installed-matrix
 	$(RUN) nox $(NOX) -- $(ARGS)
 
 # Against software of others: Azurite, clients in five languages, other libraries, the built wheel. Needs node, go, java, mvn,
-# cargo, redis and ip; what the machine lacks is skipped, but not where CI is set. The first run builds for minutes.
+# cargo, redis, ip and chromium; what the machine lacks is skipped, but not where CI is set. The first run builds for minutes.
 # Two files of the suite are tried here once more: gevent, eventlet and httpx come with this set only.
 integration: $(VENV)/installed-integration
 	$(RUN) pytest tests/integration tests/test_green_threads.py tests/test_transports.py $(ARGS)

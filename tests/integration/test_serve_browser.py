@@ -21,11 +21,11 @@ from azure_imds_credential.testing import ImdsEmulator
 
 TARGET = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net"
 SECONDS = 240  # for a browser on a busy machine
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = ("chromium", "google-chrome")
 REBOUND = "evil.example"  # a name of the page's owner that leads to this machine (DNS rebinding)
 
-# Each way of a page to send a request, to serve by address, by name and by the page's own name. At `ready` the test gives
-# the page's own port to serve; then the page asks the origin that it came from.
+# Each way of a page to send a request, to serve by address, by name and by the page's own name. At `ready` the test
+# gives the page's own port to serve; then the page asks its own origin.
 PAGE = """<!doctype html><body><script>
 const { report, places, target } = FACTS;
 const tell = (how, got) => fetch(report, { method: "POST", mode: "no-cors", body: JSON.stringify([how, String(got)]) });
