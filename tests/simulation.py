@@ -465,14 +465,6 @@ class StepLock:
     def __exit__(self, *_: object) -> None:
         self.lock.release()
 
-    # Whether this thread has it is asked in the way of `threading.Condition`.
-
-    def acquire(self, blocking: bool = True) -> bool:
-        return self.lock.acquire(blocking)
-
-    def release(self) -> None:
-        self.lock.release()
-
     def _is_owned(self) -> bool:
         return bool(self.lock._is_owned())  # type: ignore[attr-defined] # as above
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from .._clock import Clock
 from .._endpoint import LOOK_INTERVAL, Absence, Endpoint, UrlState
@@ -234,13 +234,8 @@ class TokenCache:
 
     def _has_lock(self, entry: TokenEntry) -> bool:
         """Return whether this thread has a lock that a request needs: the call interrupted it there."""
-        for lock in (self._lock, entry.endpoint.limiter.lock, import_lock):
-            try:
-                threading.Condition(lock).notify()  # wakes nothing; it is how the standard library tells
-            except RuntimeError:
-                continue
-            return True
-        return False
+        locks: tuple[Any, ...] = (self._lock, entry.endpoint.limiter.lock, import_lock)
+        return any(lock._is_owned() for lock in locks)  # as `threading.Condition` asks its own lock
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
         """Decide after a wait for a request."""
