@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import logging  # noqa: F401 # see `import_lock`
 import os
+import sys
 import threading
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 # Held while this package imports msal and the HTTP stack. Before a fork, handlers run in the reverse order of their
 # registration: logging is imported above, so that our lock is taken before logging's, as it is everywhere else.
 import_lock = threading.RLock()
+
+
+def importing() -> AbstractContextManager[object]:
+    """Return `import_lock`, or nothing to hold while the interpreter ends: a thread that has it then never lets go."""
+    return nullcontext() if sys.is_finalizing() else import_lock
 
 
 class Cache(Protocol):

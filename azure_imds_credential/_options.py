@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ._cache.token_cache import TokenCache, process_cache
 from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
-from ._fork import import_lock
+from ._fork import importing
 from ._identity import identity_from
 from ._request import TokenKey, TokenRequest, TokenResult, copy_of, local_error
 from ._source import ManagedIdentitySource, source_and_evidence
@@ -161,25 +161,20 @@ class CredentialOptions:
 
     def _fetch_shared(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
         # Without the lock once it is loaded: to read a shared token must not wait for another thread that loads msal.
-        with nullcontext() if f"{__package__}._shared.shared_cache" in sys.modules else _import_lock():
+        with nullcontext() if f"{__package__}._shared.shared_cache" in sys.modules else importing():
             from ._shared.shared_cache import sharing
         return sharing(self._fetch_from_imds)(request, endpoint, clock)
 
     def _fetch_from_imds(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
-        with _import_lock():
+        with importing():
             from ._imds.client import ImdsClient
         return ImdsClient(self.pipeline_options).fetch(request, endpoint, clock)
 
     def has_listener(self, url: str) -> bool:
         """Return whether something accepts connections at a base URL."""
-        with _import_lock():
+        with importing():
             from ._imds.connect import has_listener
         return has_listener(url)
-
-
-def _import_lock() -> AbstractContextManager[object]:
-    # A thread that held it when the interpreter began to end never lets go.
-    return nullcontext() if sys.is_finalizing() else import_lock
 
 
 def resource_from(scopes: tuple[str, ...]) -> str:

@@ -86,6 +86,8 @@ class TokenRequest:
         self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends
         self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
         self.is_running = False  # its thread has begun
+        self.waiting = 0  # calls that wait for it
+        self.log: Callable[[], None] | None = None  # writes its log records, once it has ended
         self._done = False
         self._callbacks: list[Callable[[], object]] = []
 

@@ -199,6 +199,30 @@ def test_log_handler(imds: ImdsEmulator) -> None:
     assert got == [imds.tokens[0]]
 
 
+def test_log_handler_that_asks(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A handler that holds its lock while it asks is not waited for: the caller logs the request, not its thread."""
+    told: list[tuple[str, str]] = []
+
+    class Exporter(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name == "program":
+                told.append(("token", threading.current_thread().name))
+                flavor.ask(imds.endpoint, timeout=60)
+            elif hasattr(record, "imds_outcome"):
+                told.append((record.imds_outcome, threading.current_thread().name))
+
+    handler = Exporter()
+    loggers = [logging.getLogger("program"), logging.getLogger("azure_imds_credential")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        loggers[0].warning("a line of the program")
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert told == [("token", threading.current_thread().name)] * 2
+
+
 def test_hook_that_waits_for_itself(flavor: Flavor, imds: ImdsEmulator) -> None:
     """It would wait for itself until its time is up; instead it gets an error at once."""
     told: list[BaseException] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 import textwrap
 from functools import cache
@@ -171,6 +172,35 @@ def test_endless_answer_while_the_interpreter_ends(version: str, place: str) -> 
         ((_, said, seconds),) = run(version, imds.endpoint, HOLDINGS["nothing"], PLACES[place], timeout=SHORT)
     assert said == "ImdsError"
     assert seconds < SHORT + LATE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tokens are shared on Linux only, for now")
+@VERSIONS
+def test_shared_cache_while_the_interpreter_ends(version: str, tmp_path: Path) -> None:
+    """A thread that holds the lock for imports then never lets go of it, and is not waited for."""
+    program = f"""
+        import azure_imds_credential._imds.client, azure_imds_credential._shared.shared_cache
+        from azure_imds_credential._fork import import_lock
+        os.environ["AZURE_IMDS_CREDENTIAL_TEST_FOLDER"] = {str(tmp_path)!r}
+        shared = ImdsCredential(endpoint=ENDPOINT, timeout=TIMEOUT, shared_cache=True)
+        held = threading.Event()
+        def hold():
+            with import_lock:
+                held.set()
+                threading.Event().wait()
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        def ask(place, shared=shared):
+            return shared.get_token("https://" + place + ".example")
+        class AtTheEnd:
+            def __del__(self, tell=tell, ask=ask):
+                tell("del-module", lambda: ask("del-module"))
+    """
+    with ImdsEmulator() as imds:
+        ((_, said, seconds),) = run(version, imds.endpoint, program, "sys.modules['zz'] = AtTheEnd()")
+        issued = {token[-12:] for token in imds.tokens}
+    assert said in {"ImdsError", *issued}
+    assert seconds < TIMEOUT + LATE
 
 
 # The limit is the user's, and root has none.

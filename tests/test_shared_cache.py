@@ -29,6 +29,7 @@ from azure_imds_credential import (
     _fork,
 )
 from azure_imds_credential._cache import decision
+from azure_imds_credential._request import TokenRequest
 from azure_imds_credential._shared import shared_cache
 from azure_imds_credential._shared.shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults, forget_tokens
@@ -360,6 +361,39 @@ def test_last_minutes(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     imds.renew_tokens()
     assert token_of(process(imds)) != old
     imds.assert_requests(4)
+
+
+def test_log_of_a_failed_refresh(
+    virtual_time: VirtualTime, imds: ImdsEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that fails leaves its record, also where a shared token in its last minutes serves."""
+    token = token_of(process(imds))
+    virtual_time.skip(DAY - 200)
+    imds.script(faults.status(400))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "azure_imds_credential"):
+        assert token_of(process(imds)) == token
+    outcomes = [record.imds_outcome for record in caplog.records if hasattr(record, "imds_outcome")]
+    assert outcomes == ["ImdsRequestError"]
+
+
+def test_no_time_for_the_lock(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose time is over does not wait for the lock, which filelock would do without end."""
+    import filelock
+
+    waits: list[float] = []
+
+    def refuse(_path: str, timeout: float, *_args: Any, **_kwargs: Any) -> None:
+        waits.append(timeout)
+        raise RuntimeError("no locks today")
+
+    monkeypatch.setattr(filelock, "FileLock", refuse)
+    credential = process(imds)
+    entry, now = credential._options.entry((VAULT,)), credential._options.cache.clock.now()
+    credential._options.fetch(
+        TokenRequest(entry.key, now - 2, now - 1), entry.endpoint, credential._options.cache.clock
+    )
+    assert waits == [0.0]
 
 
 def test_expired(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import MagicMock, Mock
@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError
+from azure.core.pipeline import PipelineResponse
+from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.pipeline.transport import HttpResponse, HttpTransport, RequestsTransport
 from azure.identity import ManagedIdentityCredential
 from azure.identity.aio import ManagedIdentityCredential as AsyncManagedIdentityCredential
@@ -27,7 +29,7 @@ from azure_imds_credential import (
     ImdsServiceError,
     ImdsUnavailableError,
 )
-from azure_imds_credential.testing import ImdsEmulator
+from azure_imds_credential.testing import ImdsEmulator, faults
 
 SECONDS = 3600
 
@@ -302,3 +304,45 @@ def test_hint_of_a_broken_transport(flavor: Flavor, broken: Any) -> None:
     """It is about the transport: nothing is known of IMDS."""
     with pytest.raises(ImdsServiceError, match="Mend the transport"):
         flavor.ask("http://127.0.0.1:9", transport=broken)
+
+
+class Answering(HTTPPolicy[Any, Any]):
+    """A policy that answers in IMDS's place and sends nothing, as caches of programs do."""
+
+    def __init__(self, status: int, **changes: Any) -> None:
+        self.response = Mock(status_code=status, headers={}, text=lambda: json.dumps(payload(**changes)))
+
+    def send(self, request: Any) -> Any:
+        return PipelineResponse(request.http_request, self.response, request.context)
+
+
+class Swallowing(HTTPPolicy[Any, Any]):
+    """A policy that keeps errors back."""
+
+    calls = 0
+
+    def send(self, request: Any) -> Any:
+        self.calls += 1
+        with suppress(Exception):
+            return self.next.send(request)
+        return PipelineResponse(request.http_request, None, request.context)
+
+
+def test_policy_that_answers(flavor: Flavor) -> None:
+    """A policy may answer in IMDS's place; its answer is judged like one of IMDS."""
+    endpoint = "http://127.0.0.1:1"
+    assert flavor.ask(endpoint, per_call_policies=[Answering(200)]).token == payload()["access_token"]
+    with pytest.raises(ImdsServiceError, match="life"):
+        flavor.ask(endpoint, per_call_policies=[Answering(200, expires_in=0, expires_on=0)])
+    with pytest.raises(ImdsError, match="401"):
+        flavor.ask(endpoint, per_call_policies=[Answering(401)])
+
+
+def test_policy_that_keeps_the_error_back(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """The caller gets the error of the request all the same, at once and after one request."""
+    imds.script(faults.status(400))
+    policy = Swallowing()
+    with pytest.raises(ImdsError, match="400"):
+        flavor.ask(imds.endpoint, per_call_policies=[policy], timeout=60)
+    assert policy.calls == 1
+    imds.assert_requests(1)

@@ -36,6 +36,7 @@ class TokenCall:
         self.has_fetched = False  # it has waited for a request
         self.has_paused = False  # it has paused for an identity: what others were told before is old
         self.identity_error: BaseException | None = None  # the last "no such identity" that it was told
+        self.joined: TokenRequest | None = None  # the request that it waits for
 
     def note_wait(self, request: TokenRequest) -> None:
         """Remember a wait for a request, and whether it said that there is no such identity."""

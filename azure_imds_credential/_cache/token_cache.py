@@ -10,8 +10,9 @@ import contextvars
 import logging
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 
 from .._clock import Clock
@@ -191,6 +192,9 @@ class TokenCache:
         finally:
             with self._lock:
                 entry.callers = max(0, entry.callers - 1)  # a fork may have reset it
+                log = _leave(call)
+            if log is not None:
+                log()
 
     def _decide(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Decision:
         """Decide, and act on it: the request of a `Fetch` is under way afterwards.
@@ -213,6 +217,9 @@ class TokenCache:
                     _starting.set(new)  # first: from the next line on other calls may join it
                     entry.set_request(new)
                     decision.join = new
+                if isinstance(decision, Fetch) and decision.join is not None:
+                    call.joined = decision.join
+                    call.joined.waiting += 1
                 elif isinstance(decision, Fail):
                     look = entry.endpoint.absence_to_look_at(now)
                 elif isinstance(decision, Pause):
@@ -243,7 +250,11 @@ class TokenCache:
             call.note_wait(request)
             now = self.clock.now()
             entry.check_wall_clock(now, self.clock)  # the VM may have been paused meanwhile
-            return after_fetch(entry, call, request, now)
+            decision = after_fetch(entry, call, request, now)
+            log = _leave(call)
+        if log is not None:
+            log()
+        return decision
 
     def _start(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
         """Run a new request on a thread of its own.
@@ -278,28 +289,34 @@ class TokenCache:
             current_request.reset(token)  # last: a finalizer may run at any moment, on this thread
 
     def _finish(self, entry: TokenEntry, request: TokenRequest, result: TokenResult | None) -> None:
-        """End a request: keep what it brought, log it, and wake the callers."""
+        """End a request: keep what it brought, wake the callers, and see to it that it is logged once.
+
+        A call that waits writes the log records, on its own thread and outside the lock. The thread of the request
+        would wait for the lock of a log handler that asks for the token, which waits for this request.
+        """
+        fields = None
         with self._lock:
             now = self.clock.now()
             serves = entry.finish(request, result, now, self.clock)
             pause = max(0.0, entry.retry_at - now)
             if request.done():
                 return  # it was abandoned, and no caller waits any more
-            request.set_result(result)
-        try:
-            # Here, because a log handler may ask for the same token: the request is over and its token is cached.
             if result is not None and result.log_fields is not None:
                 fields = {
                     **result.log_fields,
                     "imds_callers": request.callers,
                     "imds_refresh": request.held_until > request.started,
                 }
-                _logger.info(REQUEST_LINE, fields, extra=fields)
+            request.log = partial(_log, fields, result, serves, pause)
+            request.set_result(result)
+            log = None if request.waiting else _taken_log(request)
+        try:
+            if fields is not None:
                 notify(fields)
-            if result is not None and serves is not None:
-                _logger.warning(REFRESH_FAILED, serves, pause, result.error)
         finally:
             request.run_callbacks()
+        if log is not None:
+            log()
 
     def _start_look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
         # In no context: looks may go on for long, and would keep alive what the caller's context holds.
@@ -314,6 +331,40 @@ class TokenCache:
             remembered = endpoint.note_look(absence, found=found, now=self.clock.now())
         if remembered is not None:
             self._start_look(endpoint, remembered, options, LOOK_INTERVAL)
+
+
+def _leave(call: TokenCall) -> Callable[[], None] | None:
+    """Count a call out that waits for a request no more; return what it is to log."""
+    request, call.joined = call.joined, None
+    if request is None:
+        return None
+    request.waiting -= 1
+    return _taken_log(request)
+
+
+def _taken_log(request: TokenRequest) -> Callable[[], None] | None:
+    """Return what writes the log records of a request, once; None before its end."""
+    log, request.log = request.log, None
+    return log
+
+
+def _log(fields: Mapping[str, object] | None, result: TokenResult | None, serves: float | None, pause: float) -> None:
+    """Write the log records of a request.
+
+    Args:
+        fields: What its one line holds.
+        result: What it brought.
+        serves: Where a refresh failed: the seconds for which the cached token still serves.
+        pause: The seconds until the next try.
+    """
+    try:
+        if fields is not None:
+            _logger.info(REQUEST_LINE, fields, extra=fields)
+        if result is not None and serves is not None:
+            _logger.warning(REFRESH_FAILED, serves, pause, result.error)
+    except Exception as error:  # logging lets through what a filter raises: no caller loses its token for that
+        told = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(told))
 
 
 def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:

@@ -123,7 +123,7 @@ class _HttpClient:
         )
         if self._request.bypass_cache:
             request.url += _BYPASS_CACHE
-        self._policy.pipeline.run(request)
+        self._policy.conclude(self._policy.pipeline.run(request))
         verdict = self._policy.verdict
         token = {"access_token": verdict.access_token, "expires_in": max(1, int(verdict.life))}
         return SimpleNamespace(status_code=200, headers={}, text=json.dumps(token))
@@ -208,7 +208,7 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
 
     def _attempt(self, request: Any) -> Any:
         """Send once, with the slot taken, and judge what came back."""
-        response, key = None, self._request.key
+        response = None
         self._attempts += 1
         self.sent_at = self._clock.now()
         request.context.options.update(self.pipeline.per_request | self._timeouts())
@@ -222,16 +222,31 @@ class _RetryPolicy(HTTPPolicy[Any, Any]):
         finally:
             self.pipeline.close_connection()
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
-        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
-        self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
-        self._throttled += self.verdict.status == 429
-        if self.verdict.is_imds:
-            self._note_seen()
+        self._judge(came_back)
         if self.verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
             # The time ran out, so this does not say whether there is an IMDS.
             self._timed_out = True
             self.verdict = self.verdict._replace(is_absent=False)
         return response
+
+    def _judge(self, came_back: Response | NoResponse) -> None:
+        key = self._request.key
+        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
+        self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
+        self._throttled += self.verdict.status == 429
+        if self.verdict.is_imds:
+            self._note_seen()
+
+    def conclude(self, response: Any) -> None:
+        """Judge the answer of a user's policy that sent nothing.
+
+        Raises:
+            ImdsError: There is no token; a policy of the user's may have kept the error back.
+        """
+        if self._attempts == 0:
+            self._judge(self._read(response.http_response))
+        if self.verdict.error is not None:
+            raise self._error()
 
     def _seen(self) -> bool:
         """Return whether the endpoint answered as IMDS, also where it was cleared since this request began."""

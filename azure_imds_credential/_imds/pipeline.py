@@ -106,9 +106,9 @@ class ImdsPipeline:
             transport = _UserTransport(transport)
         self._pipeline: Pipeline[Any, Any] = Pipeline(transport, _policies(attempts, options))
 
-    def run(self, request: Any) -> None:
-        """Send the request, as often as the policy says."""
-        self._pipeline.run(request, **self.per_request)
+    def run(self, request: Any) -> Any:
+        """Send the request, as often as the policy says, and return the response as azure-core's pipelines do."""
+        return self._pipeline.run(request, **self.per_request)
 
     def close_connection(self) -> None:
         """Close our connection: one that brought a bad response must not carry the next request."""

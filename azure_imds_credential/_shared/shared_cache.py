@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .._clock import Clock
 from .._endpoint import Endpoint
-from .._fork import import_lock
+from .._fork import importing
 from .._jwt import EXPIRY_MARGIN
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult
 from ..exceptions import ImdsServiceError
@@ -139,7 +139,7 @@ class SharedLease:
             expiring.expires_at - now,
             failed.error,
         )
-        return TokenResult(expiring.access_token, expiring.expires_at)
+        return TokenResult(expiring.access_token, expiring.expires_at, log_fields=failed.log_fields)
 
     def _look(self) -> StoredToken | None:
         """Return a stored token that makes the request needless."""
@@ -174,7 +174,7 @@ class SharedLease:
         token never asks while another does.
         """
         begun, request = self._clock.now(), self._request
-        longest_wait = (request.deadline - begun) / 2
+        longest_wait = max(0.0, (request.deadline - begun) / 2)  # filelock takes less for "without end"
         if self._expiring is not None:  # as for a token of this process in its last minutes
             longest_wait = min(longest_wait, EXPIRING_TIMEOUT)
             request.deadline = min(request.deadline, begun + EXPIRING_TIMEOUT)
@@ -190,7 +190,7 @@ class SharedLease:
             # error of IMDS they go on one by one: that is as fast, and stays within its limits.
             return self._clock.now() - begun >= EXPIRING_TIMEOUT and self._read_note(ABSENT) >= begun
 
-        with import_lock:
+        with importing():
             from filelock import FileLock, Timeout
 
         def keep(descriptor: int) -> None:
