@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 from ._cache.token_cache import TokenCache, process_cache
 from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
+from ._errors import copy_of, local_error
 from ._fork import importing
 from ._identity import identity_from
-from ._request import TokenKey, TokenRequest, TokenResult, copy_of, local_error
+from ._request import TokenKey, TokenRequest, TokenResult
 from ._source import ManagedIdentitySource, source_and_evidence
 from .exceptions import ImdsError, ImdsUnavailableError
 

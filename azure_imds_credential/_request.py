@@ -1,7 +1,6 @@
 """What the cache and the client say to each other: a request under way, its result, and a wait for it."""
 
 # Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
-import copy
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -10,13 +9,7 @@ from contextvars import ContextVar
 from typing import NamedTuple, Optional
 
 from ._identity import Identity
-from .exceptions import (
-    ImdsError,
-    ImdsServiceError,
-    ImdsUnavailableError,
-    join_credential_unavailable,
-    request_summary,
-)
+from .exceptions import ImdsError
 
 NEVER = -math.inf
 GRACE = 0.1  # seconds beyond its deadline in which a request may still say why it failed
@@ -163,50 +156,3 @@ class Wait(NamedTuple):
                 await asyncio.wait((ended,), timeout=max(0.0, self.seconds))
             finally:
                 ended.cancel()
-
-
-def copy_of(error: BaseException) -> BaseException:
-    """Return a copy for one caller: an instance that is raised twice would mix the tracebacks."""
-    join_credential_unavailable(error)
-    try:
-        again = copy.copy(error)
-        # A user's hook may raise what copies badly: a copy runs `__init__` again, over the text that it made before.
-        is_faithful = type(again) is type(error) and again.args == error.args
-    except Exception:  # or what cannot be copied at all
-        return error
-    return again if is_faithful else error
-
-
-def timeout_error(key: TokenKey, timeout: float, *, seen: bool) -> ImdsError:
-    """Return the error of a caller whose time ended before there was a response.
-
-    Args:
-        key: What was asked for.
-        timeout: Seconds that the call had.
-        seen: The endpoint answered as IMDS before.
-    """
-    reason = f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
-    hint = "Try again later, or check what listens at this address."
-    return local_error(key, reason, hint, seen=seen, elapsed=timeout)
-
-
-def local_error(key: TokenKey, reason: str, hint: str, *, seen: bool = True, elapsed: float = 0.0) -> ImdsError:
-    """Return the error of a call for which there is no response to tell of.
-
-    Args:
-        key: What was asked for.
-        reason: Why there is no token.
-        hint: What to do next.
-        seen: The endpoint answered as IMDS before, or the reason says nothing of the endpoint: a chain ends here.
-        elapsed: Seconds that the call took.
-    """
-    error = (ImdsServiceError if seen else ImdsUnavailableError)(
-        f"{request_summary(key.resource, key.url, str(key.identity))}. {reason}. {hint}",
-        endpoint=key.url,
-        identity=str(key.identity),
-        resource=key.resource,
-        elapsed=elapsed,
-        hint=hint,
-    )
-    error._reason = reason
-    return error

@@ -18,9 +18,6 @@ azure-identity.
 
 from __future__ import annotations
 
-import copy
-import sys
-
 from azure.core.exceptions import ClientAuthenticationError
 
 
@@ -106,42 +103,3 @@ class ImdsThrottledError(ImdsError):
 
 class ImdsServiceError(ImdsError):
     """A real IMDS gave 404, 408, 410, 5xx, a malformed response or none, until the time was spent."""
-
-
-def request_summary(resource: str | None, endpoint: str | None, identity: str | None) -> str:
-    """Return how the message of an error begins: what was asked, of which endpoint, and as which identity."""
-    return f"No token for {resource}, asked of {endpoint} as {identity}"
-
-
-def remembered(error: ImdsError, seconds: float, *, identity: str, resource: str) -> ImdsError:
-    """Return a copy of an error that says how old it is.
-
-    Args:
-        error: What was found out before, maybe for another identity or resource.
-        seconds: How long ago.
-        identity: Which identity is asked for now.
-        resource: What the token is for now.
-    """
-    join_credential_unavailable(error)
-    again = copy.copy(error)
-    again.identity, again.resource = identity, resource
-    before = request_summary(error.resource, error.endpoint, error.identity)
-    message = error.message.replace(before, request_summary(resource, error.endpoint, identity), 1)
-    again.message = again.exc_msg = f"{message} (This is remembered: it was found out {seconds:.0f} s ago.)"
-    again.args = (again.message,)
-    return again
-
-
-def join_credential_unavailable(error: BaseException) -> None:
-    """Make azure-identity, where it is loaded, recognise the two errors after which a chain tries the next credential.
-
-    The class itself is changed: an error of a class that is made while raising could not be pickled. azure-identity is
-    no dependency of this package, so its class cannot be a base from the start.
-    """
-    identity_package = sys.modules.get("azure.identity")
-    unavailable = getattr(identity_package, "CredentialUnavailableError", None)
-    if unavailable is None:
-        return
-    for cls in (ImdsUnavailableError, IdentityUnavailableError):
-        if isinstance(error, cls) and not issubclass(cls, unavailable):
-            cls.__bases__ = (ImdsError, unavailable)

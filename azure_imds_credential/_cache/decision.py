@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from .._request import GRACE, TokenRequest, copy_of, local_error, timeout_error
-from ..exceptions import IdentityUnavailableError, remembered
+from .._errors import copy_of, local_error, remembered, timeout_error
+from .._request import GRACE, TokenRequest
+from ..exceptions import IdentityUnavailableError
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
 
 # Seconds.

@@ -16,8 +16,9 @@ from azure.core.rest import HttpRequest
 
 from .._clock import Clock
 from .._endpoint import TOKEN_PATH, Endpoint
+from .._errors import request_summary
 from .._request import TokenRequest, TokenResult
-from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError, request_summary
+from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
 from .connect import connect_timeout
 from .hints import has_proxy_agent, hint_for
 from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
