@@ -209,10 +209,7 @@ class CredentialBase(ABC):
         """Return the token that an earlier call with these scopes led to, if it needs no other look."""
         try:
             cached = self._entries[scopes].cached
-        except (
-            KeyError,
-            TypeError,
-        ):  # the first call, or scopes that are no strings, which `CredentialOptions` refuses
+        except (KeyError, TypeError):  # the first call, or scopes that are no strings: `CredentialOptions` refuses them
             return None
         return cached if cached is not None and self._now() < cached.fresh_until else None
 

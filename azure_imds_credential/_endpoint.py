@@ -44,7 +44,7 @@ class RateLimiter:
     def acquire(self, request: TokenRequest, clock: Clock) -> bool:
         """Wait for a slot; return whether there was one before the request's deadline.
 
-        A request that a hook of an active one asks for uses that one's slot: the other waits for it.
+        A request that a hook of an active one asks for needs no slot of its own: the active one waits for it.
         """
         while True:
             turn = threading.Lock()

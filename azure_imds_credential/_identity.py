@@ -47,7 +47,7 @@ def identity_from(
             continue
         if not isinstance(value, str):
             raise TypeError(f"{kind} must be a string or None, not {type(value).__name__}")
-        if not value.strip() or not value.isprintable():
+        if not value or value != value.strip() or not value.isprintable():
             raise ValueError(
                 f"{kind} must name an identity, got {value!r}; leave it out for the machine's default identity"
             )

@@ -54,9 +54,13 @@ _ARGUMENTS = (
 _OTHER_NAMES = {
     "identity_config": "name the identity by client_id, object_id or resource_id",
     "managed_identity_client_id": "its name is client_id",
+    "managed_identity_resource_id": "its name is resource_id",
     "msi_res_id": "its name is resource_id",
     "mi_res_id": "its name is resource_id",
     "principal_id": "its name is object_id",
+    "resource": "get_token takes it, as a scope",
+    "scope": "get_token takes it",
+    "scopes": "get_token takes them",
     "tenant_id": "a managed identity belongs to one tenant; leave it out",
 }
 # Options by which a credential may reach another server than the others do.
@@ -187,7 +191,8 @@ def resource_from(scopes: tuple[str, ...]) -> str:
     """
     if len(scopes) != 1:
         raise ValueError(
-            f"get_token takes exactly one scope, such as https://vault.azure.net/.default; got {len(scopes)}"
+            "get_token takes exactly one scope, by position, such as 'https://vault.azure.net/.default'; got "
+            f"{len(scopes)}"
         )
     scope = scopes[0]
     if not isinstance(scope, str):

@@ -48,7 +48,8 @@ class TokenRequest:
     Args:
         key: What is asked for.
         started: Time of `Clock.now`.
-        deadline: Time of `Clock.now` at which the request ends, whatever the server does.
+        deadline: Time of `Clock.now` at which the request ends, whatever the server does. The shared cache brings it
+            forward where a token of another process serves.
         forced: A newer token is wanted than the one that is cached.
         bypass_cache: IMDS is asked to bypass its own cache.
         generation: How often the cache entry was cleared before.

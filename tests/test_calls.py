@@ -375,6 +375,17 @@ def test_context_of_hooks(flavor: Flavor, imds: ImdsEmulator) -> None:
     assert found == ["of the caller"]
 
 
+def test_place_of_a_failing_hook(flavor: Flavor, imds: ImdsEmulator, caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG the log says where the error of a hook was raised: its traceback ends where the caller waits."""
+
+    def hook(_request: object) -> None:
+        raise KeyError("of the hook")
+
+    with caplog.at_level(logging.DEBUG, "azure_imds_credential"), pytest.raises(KeyError, match="of the hook"):
+        flavor.ask(imds.endpoint, raw_request_hook=hook)
+    assert f"KeyError raised in {__file__}, line {hook.__code__.co_firstlineno + 1}, in hook" in caplog.messages
+
+
 def test_failing_log_filter(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logging lets what a filter raises through: the token is handed out all the same, and at once."""
 

@@ -74,6 +74,7 @@ def test_a_call_begins() -> None:
         "has_fetched": False,
         "has_paused": False,
         "identity_error": None,
+        "joined": None,
     }
     plain = TokenCall(NOW, timeout=50.0)
     assert (plain.force_refresh, plain.identity_deadline) == (False, NOW)
@@ -174,6 +175,8 @@ def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: flo
     assert isinstance(decision, Fail) is is_told
     if isinstance(decision, Fail):
         assert str(decision.error) == "nothing answers (This is remembered: it was found out 7 s ago.)"
+        assert isinstance(decision.error, ImdsUnavailableError)
+        assert (decision.error.identity, decision.error.resource) == (str(KEY.identity), KEY.resource)
 
 
 @pytest.mark.parametrize("forced", [False, True])

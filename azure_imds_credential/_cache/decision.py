@@ -1,9 +1,8 @@
 """What a call of `get_token` does next. Pure: an entry, a call and the time in, a decision out."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
 import math
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .._errors import copy_of, local_error, remembered, timeout_error
 from .._request import GRACE, TokenRequest
@@ -14,7 +13,7 @@ from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
 IDENTITY_INTERVAL = 5.0  # between two requests while a caller waits for an identity
 DEAD_TOKEN_PAUSE = 0.5  # after a token that had expired on arrival, in case they always have
 REFRESH_TIMEOUT = 90.0  # of a refresh in the background: what a call has by default
-MIN_EXTRA_TIME = 0.5  # that a call must have beyond a request that ran out of time, to start another
+MIN_EXTRA_TIME = 0.5  # a call starts another request if it has this much more than one that ran out of time
 REFRESH_WAIT = 2.0  # for which a caller with a usable token waits for a refresh in the last minutes
 
 
@@ -47,67 +46,39 @@ class TokenCall:
             self.identity_error = error
 
 
-class _Step:
-    """What a call does next; two are equal that say the same."""
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    __hash__ = None  # type: ignore[assignment] # as Python sets it where `__eq__` is defined
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
-
-
-class Return(_Step):
+class Return(NamedTuple):
     """Hand out this token."""
 
-    def __init__(self, cached: CachedToken) -> None:
-        self.cached = cached
+    cached: CachedToken
 
 
-class Fail(_Step):
+class Fail(NamedTuple):
     """Raise this error."""
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    error: BaseException
 
 
-class Pause(_Step):
+class Pause(NamedTuple):
     """Look again at this time."""
 
-    def __init__(self, until: float) -> None:
-        self.until = until
+    until: float
 
 
-class Fetch(_Step):
-    """Wait for a request.
+class Fetch(NamedTuple):
+    """Wait for a request."""
 
-    Args:
-        join: The request; None to start one.
-        deadline: Of a new one.
-        wait_until: When this call stops waiting.
-        forced: A newer token is wanted than the one that is cached.
-        in_background: A cached token serves, also when the request has not ended by `wait_until`.
-    """
-
-    def __init__(
-        self,
-        join: TokenRequest | None,
-        deadline: float,
-        wait_until: float,
-        forced: bool,
-        in_background: bool = False,
-    ) -> None:
-        self.join, self.deadline, self.wait_until = join, deadline, wait_until
-        self.forced, self.in_background = forced, in_background
+    join: TokenRequest | None  # None: start one
+    deadline: float  # of a new one
+    wait_until: float
+    forced: bool
+    in_background: bool = False  # a cached token serves, also when the request has not ended by `wait_until`
 
 
 Decision: TypeAlias = Return | Fail | Pause | Fetch
 
 
 def before_fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None) -> Decision:
-    """Return what a call does that waits for nothing.
+    """Return the next step of a call that is not waiting for a request.
 
     Args:
         entry: What is cached.
@@ -185,7 +156,7 @@ def in_an_interrupt(entry: TokenEntry, now: float, decision: Decision, *, has_lo
 
 
 def after_fetch(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: float) -> Decision:
-    """Return what a call does that has waited for a request.
+    """Return the next step of a call that has waited for a request.
 
     Args:
         entry: What is cached.

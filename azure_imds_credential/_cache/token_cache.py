@@ -10,6 +10,7 @@ import contextvars
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
@@ -216,7 +217,7 @@ class TokenCache:
                     new = _new_request(entry, decision, now, inside)
                     _starting.set(new)  # first: from the next line on other calls may join it
                     entry.set_request(new)
-                    decision.join = new
+                    decision = decision._replace(join=new)
                 if isinstance(decision, Fetch) and decision.join is not None:
                     call.joined = decision.join
                     call.joined.waiting += 1
@@ -281,6 +282,7 @@ class TokenCache:
             try:
                 result = options.fetch(request, entry.endpoint, self.clock)
             except BaseException as error:  # a user's hook may raise anything, and callers are waiting
+                _log_place(error)
                 # Frames of the request hold responses, and responses hold tokens.
                 error.__traceback__ = error.__context__ = error.__cause__ = None
                 result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
@@ -331,6 +333,13 @@ class TokenCache:
             remembered = endpoint.note_look(absence, found=found, now=self.clock.now())
         if remembered is not None:
             self._start_look(endpoint, remembered, options, LOOK_INTERVAL)
+
+
+def _log_place(error: BaseException) -> None:
+    """Log where an error of a user's hook was raised. What the caller gets has no frames of the request."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    name = type(error).__name__
+    _logger.debug("%s raised in %s, line %s, in %s", name, place.filename, place.lineno, place.name)
 
 
 def _leave(call: TokenCall) -> Callable[[], None] | None:

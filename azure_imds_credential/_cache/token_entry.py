@@ -205,7 +205,7 @@ class TokenEntry:
         """Keep what a request brought; None for one that was never sent.
 
         Returns:
-            Where a refresh failed: the seconds for which the cached token still serves.
+            The seconds for which the cached token still serves; None unless a refresh failed.
         """
         if self.forced is request:
             self.forced = None

@@ -90,6 +90,7 @@ def _acquire_token(request: TokenRequest, policy: _RetryPolicy) -> TokenResult:
     selector = {_IDENTITY.ID_TYPE: _ID_TYPES[identity.kind], _IDENTITY.ID: identity.value}
     client = msal.ManagedIdentityClient(selector, http_client=_HttpClient(request, policy), http_cache={})
     access_token = client.acquire_token_for_client(resource=request.key.resource)["access_token"]
+    # msal hands on the token and not its life.
     return TokenResult(access_token, policy.sent_at + policy.verdict.life)
 
 
