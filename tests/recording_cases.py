@@ -1927,6 +1927,21 @@ HARMLESS_CASES += [
     harmless("bare JSON number", "42", path="/count"),
 ]
 
+SECRET_CASES += [
+    sends("password in an argument", {"command": ["mysql", "-uroot", "-pplainone1", "-e", "select 1"]}, WORD),
+    says_text("argument in YAML", "run: [mysqladmin, -pplainone1, ping]\nx: 1\n", WORD, kind="application/yaml"),
+    says_text(
+        "other commands",
+        "sqlcmd -S db -U sa -P plainone1\nopenssl pkcs12 -passin pass:plainone2\nredis-cli -a plainone3 ping\n"
+        "smbclient //s/x -U user%plainone4\nnet use Z: \\\\h\\s /user:u plainone5\nsqlplus app/plainone6@db\n",
+        *(f"plainone{number}" for number in range(1, 7)),
+    ),
+]
+
+HARMLESS_CASES += [
+    harmless("arguments", {"command": ["mysql", "-uroot", "-p", "-e", "x"], "args": ["ssh", "-p2222", "host"]}),
+]
+
 # What is not taken apart, and therefore refused: UTF-16 in base64.
 REFUSED_CASES = [
     says_text("base64 of UTF-16", base64.b64encode(f"password={WORD};".encode("utf-16-le")).decode()),

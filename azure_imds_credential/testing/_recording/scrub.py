@@ -369,19 +369,28 @@ class Scrubber:
         return line.replace(secret, self._secret(secret, Place("password"), depth)) if secret else line
 
     def _line(self, line: str, depth: int, within: tuple[str, ...] = ()) -> str:
-        bare = line.rstrip("\r\n")
+        end = line[len(line.rstrip("\r\n")) :]
+        bare = self._given(line[: len(line) - len(end)])
         head = re.match(r"(?:(?:data|id|event):\s*|\)\]\}',?)?", bare)
         assert head is not None, "every part of the pattern is optional"
         rest = bare[head.end() :]
         if rest.lstrip().startswith(("{", "[", "<")):
-            return head[0] + self.text(rest, depth + 1) + line[len(bare) :]
+            return head[0] + self.text(rest, depth + 1) + end
         pair = _LINE_PAIR.fullmatch(bare)
         if pair is not None and "://" not in pair["head"]:
             quoted = re.fullmatch(r"([\"']?)(.*)\1", pair["value"])
             assert quoted is not None, "the quotes may be empty"
             value = self.value(quoted[2], Place(pair["name"].strip(), above=within), depth + 1)
-            return f"{pair['head']}{quoted[1]}{value}{quoted[1]}{pair['end']}{line[len(bare) :]}"
-        return self._flat(bare, depth) + line[len(bare) :]
+            return f"{pair['head']}{quoted[1]}{value}{quoted[1]}{pair['end']}{end}"
+        return self._flat(bare, depth) + end
+
+    def _given(self, text: str, *forms: re.Pattern[str]) -> str:
+        """Return a text with fakes for the passwords in its commands, and for what has one of the given forms."""
+        for form in (*forms, *commands(text)):
+            text = form.sub(
+                lambda match: self._within(match, self._secret(match["value"], Place("credential password"))), text
+            )
+        return text
 
     # What a value is
 
@@ -543,10 +552,7 @@ class Scrubber:
         text = TOKEN.sub(lambda token: self._token(token[0]), text)
         text = _URL.sub(lambda url: self._url(url[0], depth=depth), text)
         text = BASIC.sub(self._basic, text)
-        for form in (BEARER, USER_INFO, STORAGE_KEY, *known_forms(text), *commands(text)):
-            text = form.sub(
-                lambda match: self._within(match, self._secret(match["value"], Place("credential password"))), text
-            )
+        text = self._given(text, BEARER, USER_INFO, STORAGE_KEY, *known_forms(text))
         text = self._pairs(text, depth)
         text = rewrite_percent_encoded(text, lambda decoded: self.text(decoded, depth + 1))
         return self._runs(self._identities(text), depth)

@@ -107,7 +107,7 @@ _COMMANDS = (
     (" -w ", rf"{_starts('ldap[a-z]+')}\s-w +[\"']?{_GIVEN}"),
     ("smbclient", rf"{_starts('smbclient')}\s-U *[\"']?[^\s\"'%]+%{_GIVEN}"),
     ("lftp", rf"{_starts('lftp')}\s-u *[\"']?[^\s\"',]+,{_GIVEN}"),
-    ("sqlplus", rf"\bsqlplus\s+(?:-\w+ +)*[\"']?\w+/{_GIVEN}"),
+    ("sqlplus", r"\bsqlplus\s+(?:-\w+ +)*[\"']?\w+/(?P<value>(?![$%<{(*-])[^\s\"'|;&@]+)"),
     ("pass:", rf"{_starts('openssl')}\s-(?:pass|passin|passout|passwd) +[\"']?pass:{_GIVEN}"),
     (" use ", rf"\b[Nn][Ee][Tt]1?(?:\.exe)? use\b[^\n|&]{{0,200}}?\s/user:\S+ +[\"']?(?!/){_GIVEN}"),
     ("/p", rf"{_starts('cmdkey', 'xfreerdp', 'wfreerdp', 'mstsc')}\s/p(?:ass)?:[\"']?{_GIVEN}"),
@@ -145,12 +145,13 @@ def commands(text: str) -> list[re.Pattern[str]]:
 
 def given_in(arguments: list[str]) -> dict[int, int]:
     """Return where in the arguments of a command a password begins: the number of the argument, and how far in it."""
-    whole, found = " ".join(arguments), {}
+    # What would end an argument, or the command, stands for itself inside an argument.
+    whole, found = " ".join(re.sub(r"[\s|;&]", "_", argument) for argument in arguments), {}
     for command in commands(whole):
         for match in command.finditer(whole):
             before = whole[: match.start("value")]
             found[before.count(" ")] = len(before) - before.rfind(" ") - 1
-    return found if not any(" " in argument for argument in arguments) else {}
+    return found
 
 
 def known_forms(text: str) -> list[re.Pattern[str]]:
