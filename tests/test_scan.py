@@ -15,7 +15,7 @@ import pytest
 import requests
 import vcr  # type: ignore[import-untyped] # vcrpy ships no types
 import yaml
-from scan_corpus import NEGATIVES, POSITIVES
+from scan_corpus import NEGATIVES, POSITIVES, megabytes
 
 from azure_imds_credential.testing import Finding, ImdsEmulator, scan_recordings
 from azure_imds_credential.testing._recording.fakes import dummy_token
@@ -246,6 +246,13 @@ def test_a_harmless_file_passes(tmp_path: Path, name: str, content: str | bytes)
     """No file of the corpus without a secret has a finding."""
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     assert scan_recordings([tmp_path / name]) == []
+
+
+@pytest.mark.parametrize("name", ["big.yaml", "mixed.yaml", "big.log"])
+def test_large_harmless_files_pass(tmp_path: Path, name: str) -> None:
+    """The files by which the scan's time is measured hold no secret, and have no finding."""
+    (tmp_path / name).write_text(megabytes()[name])
+    assert scan_recordings([tmp_path]) == []
 
 
 def test_the_corpus_is_large() -> None:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 _CREDENTIAL_HEADERS = frozenset(
     {"api-key", "authorization", "cookie", "proxy-authorization", "set-cookie", "x-ms-authorization-auxiliary"}
 )
+# An ID in Azure whose parts are words, or too short for a secret. Recordings are full of them.
+_RESOURCE_ID = re.compile(r"/subscriptions/[0-9a-fA-F-]{36}(?:/(?:[A-Za-z.]{1,60}|[\w.-]{1,15}))*")
 # Names and places by which alone some values are secrets.
 _TELLING_PLACES = frozenset({"headers", "chpasswd", "body"})
 # Where a value stands: a place that is written as it is, or a member of another place.
@@ -332,6 +334,8 @@ class _Scan:
             ):
                 return
             self._plain.add(value)
+            if value.startswith("/subscriptions/") and _RESOURCE_ID.fullmatch(value):
+                return
         elif (kind.name, value) in self._judged:
             return
         else:
@@ -411,6 +415,8 @@ class _Scan:
 
     def is_secret(self, name: str, kind: NameKind, value: str, *, in_document: bool) -> bool:
         """Return whether a value under a name is a secret, and not a placeholder, a reference or a label."""
+        if kind not in (NameKind.SECRET, NameKind.KEY, NameKind.MAYBE):
+            return False
         bare = value.strip()
         if not in_document and _has_structure(bare):
             return False
@@ -759,6 +765,9 @@ def _short_base64(value: str) -> str | None:
         return None
 
 
+_LINE_OF_YAML = re.compile(r"\s*(?:- )?[\"']?[\w./ $-]+[\"']?\s*:(?:\s|$)|---|\s*- ")
+
+
 class _AnyTagLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # which of the two is known at run time
     """Reads YAML with the tags of others (!Ref, !vault, !!python/object) as if they were not there."""
 
@@ -778,9 +787,8 @@ _AnyTagLoader.add_multi_constructor("tag:", _without_tag)
 def _parsed_as_yaml(text: str) -> list[Any]:
     """Return the documents of a YAML text; those before the first that cannot be read."""
     lines = text.splitlines()[:400]
-    if sum(bool(re.match(r"\s*(?:- )?[\"']?[\w./ $-]+[\"']?\s*:(?:\s|$)|---|\s*- ", line)) for line in lines) * 3 < len(
-        lines
-    ):
+    like_yaml = sum(_LINE_OF_YAML.match(line) is not None for line in lines)
+    if like_yaml * 3 < len(lines) and not text.startswith("interactions:"):  # of vcrpy, whose bodies may be long
         return []
     documents: list[Any] = []
     with suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
