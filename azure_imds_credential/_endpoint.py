@@ -17,10 +17,10 @@ TOKEN_PATH = "/metadata/identity/oauth2/token"  # noqa: S105 # a path, not a pas
 MAX_CONCURRENT = 5
 MAX_PER_WINDOW = 20
 WINDOW = 1.1  # seconds; one second, and a margin for a server whose clock runs differently
-LONGEST_SLEEP = 0.2  # seconds; a slot can also become free because a request overran its deadline
+MAX_SLEEP = 0.2  # seconds; a slot can also become free because a request overran its deadline
 
 ABSENCE_MEMORY = 30.0  # seconds for which "there is no IMDS" is believed
-LOOK_INTERVAL = 1.0  # seconds between two connect attempts that look whether that is still so
+PROBE_INTERVAL = 1.0  # seconds between two probes, connect attempts that tell whether that is still so
 
 
 class RateLimiter:
@@ -60,7 +60,7 @@ class RateLimiter:
                 if pause is None:
                     self._waiting.append(turn)
             if pause is None:  # five are active: the next response ends the wait
-                turn.acquire(timeout=LONGEST_SLEEP)
+                turn.acquire(timeout=MAX_SLEEP)
                 with self.lock:
                     if turn in self._waiting:
                         self._waiting.remove(turn)
@@ -102,7 +102,7 @@ class Absence(NamedTuple):
     error: ImdsError
     noted_at: float
     until: float
-    can_look: bool  # a connect attempt would tell something new
+    can_probe: bool  # a connect attempt would tell something new
 
 
 class UrlState:
@@ -128,13 +128,13 @@ class Endpoint:
     Args:
         url: The base URL.
         state: What is shared with the other caches of the process.
-        own_way: Requests go through a transport, a policy or a hook of the user's, which may lead elsewhere. What they
-            see is kept apart, and no bare connect attempt is made.
+        custom_pipeline: Requests go through a transport, a policy or a hook of the user's, which may lead elsewhere.
+            What they see is kept apart, and no bare connect attempt is made.
     """
 
-    def __init__(self, url: str, state: UrlState, *, own_way: bool = False) -> None:
-        self.url, self.limiter, self.own_way = url, state.limiter, own_way
-        self._shared, self._seen_by = state, UrlState() if own_way else state
+    def __init__(self, url: str, state: UrlState, *, custom_pipeline: bool = False) -> None:
+        self.url, self.limiter, self.custom_pipeline = url, state.limiter, custom_pipeline
+        self._shared, self._seen_by = state, UrlState() if custom_pipeline else state
         self._forget_absence()
 
     @property
@@ -172,7 +172,7 @@ class Endpoint:
 
     def _forget_absence(self) -> None:
         self.absence: Absence | None = None
-        self._is_looking = False  # a connect attempt is made every second
+        self._is_probing = False  # a connect attempt is made every second
         self._asked_at = 0.0  # when a caller was last told what is remembered
         self._found_listener = False
 
@@ -187,39 +187,39 @@ class Endpoint:
         Args:
             error: What callers are told meanwhile.
             now: Time of `Clock.now`.
-            is_absent: Nothing answered. Another server's answer is remembered only where a look led to it: the next
+            is_absent: Nothing answered. Another server's answer is remembered only where a probe led to it: the next
                 call may find IMDS in its place.
-            has_listener: Something accepts connections there, so that a look would tell nothing new.
+            has_listener: Something accepts connections there, so that a probe would tell nothing new.
         """
         if self.seen or not (is_absent or self._found_listener):
             return
         self._found_listener = self._found_listener and has_listener
-        self._is_looking = False
-        can_look = not has_listener and not self.own_way
-        self.absence = Absence(error, now, now + ABSENCE_MEMORY, can_look)
+        self._is_probing = False
+        can_probe = not has_listener and not self.custom_pipeline
+        self.absence = Absence(error, now, now + ABSENCE_MEMORY, can_probe)
 
-    def absence_to_look_at(self, now: float) -> Absence | None:
+    def absence_to_probe(self, now: float) -> Absence | None:
         """Return the memory for which connect attempts should begin, because a caller asks; None: they are made."""
         self._asked_at = now
         absence = self.known_absence(now)
-        if absence is None or not absence.can_look or self._is_looking:
+        if absence is None or not absence.can_probe or self._is_probing:
             return None
-        self._is_looking = True
+        self._is_probing = True
         return absence
 
-    def note_look(self, absence: Absence, *, found: bool, now: float) -> Absence | None:
+    def record_probe(self, absence: Absence, *, found: bool, now: float) -> Absence | None:
         """Keep what a connect attempt found; it ends or renews the memory that it was made for.
 
         Returns:
-            The memory to look at again. None when there is none any more, or no caller has asked for long.
+            The memory to probe again. None when there is none any more, or no caller has asked for long.
         """
         if self.absence is not absence:
             return None  # cleared, or learned anew meanwhile
         self._found_listener = found
         self.absence = None if found else absence._replace(until=now + ABSENCE_MEMORY)
-        self._is_looking = not found and now < self._asked_at + ABSENCE_MEMORY
-        return self.absence if self._is_looking else None
+        self._is_probing = not found and now < self._asked_at + ABSENCE_MEMORY
+        return self.absence if self._is_probing else None
 
-    def stop_looking(self) -> None:
+    def stop_probing(self) -> None:
         """Have the next caller begin anew: there is no thread that makes connect attempts."""
-        self._is_looking = False
+        self._is_probing = False

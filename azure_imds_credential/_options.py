@@ -64,7 +64,7 @@ _OTHER_NAMES = {
     "tenant_id": "a managed identity belongs to one tenant; leave it out",
 }
 # Options by which a credential may reach another server than the others do.
-_OWN_WAY = frozenset(
+_CUSTOM_PIPELINE = frozenset(
     {"per_call_policies", "per_retry_policies", "raw_request_hook", "raw_response_hook", "transport"}
 )  # fmt: skip
 
@@ -109,17 +109,19 @@ class CredentialOptions:
             raise TypeError(f"shared_cache must be True or False, not {shared_cache!r}")
         self.shared_cache = shared_cache
         self.pipeline_options = _checked_pipeline_options(pipeline_options)
-        own_way = sorted(self.pipeline_options.keys() & _OWN_WAY)
+        custom_pipeline = sorted(self.pipeline_options.keys() & _CUSTOM_PIPELINE)
         if shared_cache:
             _check_for_filelock()
-            if own_way:
+            if custom_pipeline:
                 raise ValueError(
-                    f"shared_cache=True and {own_way[0]} exclude each other: tokens that come through a transport, a "
-                    "policy or a hook of one's own are not shared"
+                    f"shared_cache=True and {custom_pipeline[0]} exclude each other: tokens that come through a "
+                    "transport, a policy or a hook of one's own are not shared"
                 )
         # Tokens that were requested in another way are not mixed with those of other credentials.
         self.cache: TokenCache = (
-            process_cache.private_copy(own_way=bool(own_way)) if self.pipeline_options else process_cache
+            process_cache.private_copy(custom_pipeline=bool(custom_pipeline))
+            if self.pipeline_options
+            else process_cache
         )
 
     def __str__(self) -> str:

@@ -206,7 +206,7 @@ def test_absence_per_endpoint(flavor: Flavor, imds: ImdsEmulator, monkeypatch: p
 
 def test_listener(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a caller asked, connect attempts go on; when one succeeds, the next call gets its token."""
-    monkeypatch.setattr(token_cache, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(token_cache, "PROBE_INTERVAL", 0.01)
     looks = []
     has_listener = connect.has_listener
 
@@ -342,7 +342,7 @@ def test_looks_keep_no_context(flavor: Flavor, imds: ImdsEmulator, monkeypatch: 
     """Looks may go on for long: what the caller's context holds is not theirs."""
     held: ContextVar[str] = ContextVar("held", default="nothing")
     found: list[str] = []
-    monkeypatch.setattr(token_cache, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(token_cache, "PROBE_INTERVAL", 0.01)
     monkeypatch.setattr(connect, "has_listener", lambda _url: bool(found.append(held.get())))
     token = held.set("a request of the caller")
     try:
@@ -427,7 +427,7 @@ def test_absence_and_a_cached_token(flavor: Flavor, virtual_time: VirtualTime) -
         endpoint._seen_by.seen = False  # as where the token came from another process
         virtual_time.skip(14 * 3600)
         now = virtual_time.now()
-        endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), now, now + ABSENCE_MEMORY, can_look=False)
+        endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), now, now + ABSENCE_MEMORY, can_probe=False)
         assert flavor.run(credential.get_token(VAULT)).token == token
 
 

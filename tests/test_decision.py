@@ -70,7 +70,7 @@ def test_a_call_begins() -> None:
         "force_refresh": True,
         "deadline": 1050.0,
         "identity_deadline": 1020.0,
-        "heeds_absence": False,
+        "uses_known_absence": False,
         "has_fetched": False,
         "has_paused": False,
         "identity_error": None,
@@ -87,7 +87,7 @@ def test_a_call_begins() -> None:
 )
 def test_which_calls_heed_absence(members: dict[str, Any], heeds: bool) -> None:
     """Those that neither force nor wait."""
-    assert _call(**members).heeds_absence is heeds
+    assert _call(**members).uses_known_absence is heeds
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None
 def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: float, is_told: bool) -> None:
     """A call that heeds it is told how old it is, and asks when it is forgotten."""
     error = ImdsUnavailableError("nothing answers")
-    entry.endpoint.absence = Absence(error, 1000.0, 1020.0, can_look=True)
+    entry.endpoint.absence = Absence(error, 1000.0, 1020.0, can_probe=True)
     decision = before_fetch(entry, _call(**members), now, None)
     assert isinstance(decision, Fail) is is_told
     if isinstance(decision, Fail):

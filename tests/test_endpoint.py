@@ -346,7 +346,7 @@ def test_absence_lasts_30_seconds(endpoint: Endpoint) -> None:
     assert not _is_told(endpoint, 100.0)
     endpoint.note_unavailable(error, 100.0, is_absent=True, has_listener=False)
     assert endpoint.known_absence(100.0 + ABSENCE_MEMORY - 0.1) == Absence(
-        error, 100.0, 100.0 + ABSENCE_MEMORY, can_look=True
+        error, 100.0, 100.0 + ABSENCE_MEMORY, can_probe=True
     )
     assert not _is_told(endpoint, 100.0 + ABSENCE_MEMORY)
 
@@ -356,7 +356,7 @@ def test_an_endpoint_that_was_seen_is_never_absent(endpoint: Endpoint) -> None:
     endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
     endpoint._seen_by.seen = True
     assert not _is_told(endpoint, 101.0)
-    assert endpoint.absence_to_look_at(110.0) is None
+    assert endpoint.absence_to_probe(110.0) is None
     endpoint.clear()
     assert not endpoint.seen
     endpoint._seen_by.seen = True
@@ -364,52 +364,52 @@ def test_an_endpoint_that_was_seen_is_never_absent(endpoint: Endpoint) -> None:
     assert endpoint.absence is None
 
 
-@pytest.mark.parametrize("own_way", [False, True])
-def test_who_shares_what_was_seen(own_way: bool) -> None:
+@pytest.mark.parametrize("custom_pipeline", [False, True])
+def test_who_shares_what_was_seen(custom_pipeline: bool) -> None:
     """All credentials of the process, but for those that reach the URL in a way of their own; the limit is shared."""
     state = UrlState()
-    one, other = Endpoint(URL, state), Endpoint(URL, state, own_way=own_way)
+    one, other = Endpoint(URL, state), Endpoint(URL, state, custom_pipeline=custom_pipeline)
     one._seen_by.seen = True
-    assert other.seen is not own_way
+    assert other.seen is not custom_pipeline
     other._seen_by.seen = True
     one.clear()
-    assert other.seen is own_way
+    assert other.seen is custom_pipeline
     assert one.limiter is other.limiter is state.limiter
 
 
 def test_looks_go_on_while_callers_ask(endpoint: Endpoint) -> None:
     """One series at a time, renewed by each look that finds nothing, until no caller has asked for 30 s."""
     endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
-    absence = endpoint.absence_to_look_at(101.0)
+    absence = endpoint.absence_to_probe(101.0)
     assert absence is endpoint.absence
-    assert endpoint.absence_to_look_at(110.0) is None, "a second series"
+    assert endpoint.absence_to_probe(110.0) is None, "a second series"
     assert absence is not None
-    renewed = endpoint.note_look(absence, found=False, now=112.0)
+    renewed = endpoint.record_probe(absence, found=False, now=112.0)
     assert renewed is endpoint.absence
     assert renewed == absence._replace(until=112.0 + ABSENCE_MEMORY)
-    assert endpoint.note_look(absence, found=False, now=113.0) is None, "not the one that is remembered"
-    assert endpoint.note_look(renewed, found=False, now=110.0 + ABSENCE_MEMORY) is None
-    again = endpoint.absence_to_look_at(141.0)
+    assert endpoint.record_probe(absence, found=False, now=113.0) is None, "not the one that is remembered"
+    assert endpoint.record_probe(renewed, found=False, now=110.0 + ABSENCE_MEMORY) is None
+    again = endpoint.absence_to_probe(141.0)
     assert again is not None
-    assert endpoint.note_look(again, found=True, now=141.0) is None
+    assert endpoint.record_probe(again, found=True, now=141.0) is None
     assert not _is_told(endpoint, 141.0)
 
 
 def test_looks_begin_anew_without_a_thread(endpoint: Endpoint) -> None:
     """Where no thread could start, the next caller tries again."""
     endpoint.note_unavailable(ImdsUnavailableError("nothing"), 100.0, is_absent=True, has_listener=False)
-    assert endpoint.absence_to_look_at(101.0) is not None
-    endpoint.stop_looking()
-    assert endpoint.absence_to_look_at(101.0) is not None
+    assert endpoint.absence_to_probe(101.0) is not None
+    endpoint.stop_probing()
+    assert endpoint.absence_to_probe(101.0) is not None
 
 
-@pytest.mark.parametrize(("own_way", "has_listener"), [(True, False), (False, True), (True, True)])
-def test_no_look_is_made(own_way: bool, has_listener: bool) -> None:
+@pytest.mark.parametrize(("custom_pipeline", "has_listener"), [(True, False), (False, True), (True, True)])
+def test_no_look_is_made(custom_pipeline: bool, has_listener: bool) -> None:
     """Where a connect attempt would tell nothing: something listens, or requests go another way."""
-    endpoint = Endpoint(URL, UrlState(), own_way=own_way)
+    endpoint = Endpoint(URL, UrlState(), custom_pipeline=custom_pipeline)
     endpoint.note_unavailable(ImdsUnavailableError("no"), 100.0, is_absent=True, has_listener=has_listener)
     assert _is_told(endpoint, 110.0)
-    assert endpoint.absence_to_look_at(110.0) is None
+    assert endpoint.absence_to_probe(110.0) is None
 
 
 def test_another_server_is_remembered_after_a_look(endpoint: Endpoint) -> None:
@@ -418,9 +418,9 @@ def test_another_server_is_remembered_after_a_look(endpoint: Endpoint) -> None:
     endpoint.note_unavailable(error, 100.0, is_absent=False, has_listener=True)
     assert not _is_told(endpoint, 100.0)
     endpoint.note_unavailable(error, 100.0, is_absent=True, has_listener=False)
-    absence = endpoint.absence_to_look_at(101.0)
+    absence = endpoint.absence_to_probe(101.0)
     assert absence is not None
-    endpoint.note_look(absence, found=True, now=101.0)
+    endpoint.record_probe(absence, found=True, now=101.0)
     endpoint.note_unavailable(error, 102.0, is_absent=False, has_listener=True)
     assert _is_told(endpoint, 103.0)
     endpoint.note_unavailable(error, 140.0, is_absent=True, has_listener=False)  # it went away
@@ -431,13 +431,13 @@ def test_another_server_is_remembered_after_a_look(endpoint: Endpoint) -> None:
 def test_a_look_for_what_was_forgotten(endpoint: Endpoint) -> None:
     """It says nothing about what is known now."""
     endpoint.note_unavailable(ImdsUnavailableError("no"), 100.0, is_absent=True, has_listener=False)
-    absence = endpoint.absence_to_look_at(101.0)
+    absence = endpoint.absence_to_probe(101.0)
     assert absence is not None
     endpoint.clear()
-    endpoint.note_look(absence, found=False, now=102.0)
+    endpoint.record_probe(absence, found=False, now=102.0)
     assert endpoint.absence is None
     endpoint.note_unavailable(ImdsUnavailableError("no"), 103.0, is_absent=True, has_listener=False)
-    endpoint.note_look(absence, found=True, now=104.0)
+    endpoint.record_probe(absence, found=True, now=104.0)
     assert _is_told(endpoint, 105.0)
 
 
@@ -449,10 +449,10 @@ def test_clearing_knows_nothing(endpoint: Endpoint) -> None:
     assert vars(endpoint) == vars(Endpoint(URL, endpoint._seen_by))
 
 
-@pytest.mark.parametrize("own_way", [False, True])
-def test_a_request_from_before_tells_nothing_afterwards(own_way: bool) -> None:
+@pytest.mark.parametrize("custom_pipeline", [False, True])
+def test_a_request_from_before_tells_nothing_afterwards(custom_pipeline: bool) -> None:
     """What it finds out is of a world that was forgotten; a later one counts."""
-    endpoint = Endpoint(URL, UrlState(), own_way=own_way)
+    endpoint = Endpoint(URL, UrlState(), custom_pipeline=custom_pipeline)
     key = TokenKey(URL, Identity(), "https://a")
     older = TokenRequest(key, 0.0, 90.0, endpoint_generation=endpoint.generation)
     endpoint.clear()

@@ -32,7 +32,7 @@ class TokenCall:
     ) -> None:
         self.timeout, self.force_refresh = timeout, force_refresh
         self.deadline, self.identity_deadline = now + timeout, now + wait_for_identity
-        self.heeds_absence = not force_refresh and wait_for_identity == 0
+        self.uses_known_absence = not force_refresh and wait_for_identity == 0
         self.has_fetched = False  # it has waited for a request
         self.has_paused = False  # it has paused for an identity: what others were told before is old
         self.identity_error: BaseException | None = None  # the last "no such identity" that it was told
@@ -100,7 +100,7 @@ def before_fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRe
 
 def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None, *, forced: bool) -> Decision:
     """Decide for a call that no cached token serves."""
-    absence = entry.endpoint.known_absence(now) if call.heeds_absence else None
+    absence = entry.endpoint.known_absence(now) if call.uses_known_absence else None
     if absence is not None:
         identity, resource = str(entry.key.identity), entry.key.resource
         return Fail(remembered(absence.error, now - absence.noted_at, identity=identity, resource=resource))

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .._clock import Clock
-from .._endpoint import LOOK_INTERVAL, Absence, Endpoint, UrlState
+from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
 from .._fork import caches, import_lock, register
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
@@ -82,28 +82,28 @@ class TokenCache:
     Args:
         clock: The clocks that tokens are measured by.
         urls: What is shared with other caches of the process about base URLs.
-        own_way: Requests go through a transport, a policy or a hook of the user's.
+        custom_pipeline: Requests go through a transport, a policy or a hook of the user's.
     """
 
     def __init__(
-        self, clock: Clock | None = None, urls: dict[str, UrlState] | None = None, *, own_way: bool = False
+        self, clock: Clock | None = None, urls: dict[str, UrlState] | None = None, *, custom_pipeline: bool = False
     ) -> None:
         self.clock = clock or Clock()
         self._urls: dict[str, UrlState] = {} if urls is None else urls
-        self._own_way = own_way
+        self._custom_pipeline = custom_pipeline
         self._entries: dict[TokenKey, TokenEntry] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._sweep_at = MIN_SWEEP
         self._lock = threading.RLock()  # a signal handler may look for a token while this thread has it
         register(self)
 
-    def private_copy(self, *, own_way: bool = False) -> TokenCache:
+    def private_copy(self, *, custom_pipeline: bool = False) -> TokenCache:
         """Return an empty cache for a credential whose options shape the request.
 
         The rate limit stays the process's, and so does the knowledge that an endpoint is IMDS, unless the credential
         reaches it in a way of its own.
         """
-        return TokenCache(self.clock, self._urls, own_way=own_way)
+        return TokenCache(self.clock, self._urls, custom_pipeline=custom_pipeline)
 
     def reset_after_fork(self) -> None:
         """Keep the tokens where only this thread is left: in a forked child, and while the interpreter ends.
@@ -115,7 +115,7 @@ class TokenCache:
             entry.plain = entry.forced = None
             entry.callers = 0
         for endpoint in tuple(self._endpoints.values()):
-            endpoint.stop_looking()
+            endpoint.stop_probing()
         for url in tuple(self._urls.values()):
             url.limiter.reset()
 
@@ -134,7 +134,7 @@ class TokenCache:
     def _endpoint(self, url: str) -> Endpoint:
         if url not in self._endpoints:
             state = self._urls.setdefault(url, UrlState())
-            self._endpoints[url] = Endpoint(url, state, own_way=self._own_way)
+            self._endpoints[url] = Endpoint(url, state, custom_pipeline=self._custom_pipeline)
         return self._endpoints[url]
 
     def _sweep(self) -> None:
@@ -203,7 +203,7 @@ class TokenCache:
         A signal handler or a finalizer may call while its own thread is in here. The request that this thread is about
         to start runs inside that call then. Where the thread has a lock, no request could end before the call does.
         """
-        new = look = None
+        new = probe = None
         inside, starting = current_request.get(), _starting.get()
         has_lock, is_starting = self._has_lock(entry), starting is not None and not starting.has_begun()
         try:
@@ -222,7 +222,7 @@ class TokenCache:
                     call.joined = decision.join
                     call.joined.waiting += 1
                 elif isinstance(decision, Fail):
-                    look = entry.endpoint.absence_to_look_at(now)
+                    probe = entry.endpoint.absence_to_probe(now)
                 elif isinstance(decision, Pause):
                     call.has_paused = True
             if is_starting and isinstance(decision, Fetch) and decision.join is not None:
@@ -236,8 +236,8 @@ class TokenCache:
         finally:
             if new is not None:
                 _starting.set(starting)
-        if look is not None:
-            self._start_look(entry.endpoint, look, options, max(0.0, look.noted_at + LOOK_INTERVAL - now))
+        if probe is not None:
+            self._start_probe(entry.endpoint, probe, options, max(0.0, probe.noted_at + PROBE_INTERVAL - now))
         return decision
 
     def _has_lock(self, entry: TokenEntry) -> bool:
@@ -320,19 +320,19 @@ class TokenCache:
         if log is not None:
             log()
 
-    def _start_look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
-        # In no context: looks may go on for long, and would keep alive what the caller's context holds.
-        if not contextvars.Context().run(_start_thread, self._look, endpoint, absence, options, delay):
-            endpoint.stop_looking()
+    def _start_probe(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
+        # In no context: probes may go on for long, and would keep alive what the caller's context holds.
+        if not contextvars.Context().run(_start_thread, self._probe, endpoint, absence, options, delay):
+            endpoint.stop_probing()
 
-    def _look(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
+    def _probe(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
         """Look whether something accepts connections now where nothing did before, and go on once a second."""
         Wait(None, delay).block()
         found = options.has_listener(endpoint.url)
         with self._lock:
-            remembered = endpoint.note_look(absence, found=found, now=self.clock.now())
+            remembered = endpoint.record_probe(absence, found=found, now=self.clock.now())
         if remembered is not None:
-            self._start_look(endpoint, remembered, options, LOOK_INTERVAL)
+            self._start_probe(endpoint, remembered, options, PROBE_INTERVAL)
 
 
 def _log_place(error: BaseException) -> None:
