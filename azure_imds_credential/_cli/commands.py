@@ -97,7 +97,7 @@ def git_credential(arguments: argparse.Namespace) -> Result:
 
 
 def whoami(arguments: argparse.Namespace) -> Result:
-    """Say who the tokens speak for."""
+    """Return who the tokens speak for."""
     if arguments.token is None:
         identity = make_credential(arguments).whoami(arguments.scope)
     else:

@@ -173,7 +173,7 @@ def _between(headers: Mapping[str, str], server: str) -> str | None:
 
 
 def _way(answers: _Answers) -> Iterator[Finding]:
-    """Say what stands in between."""
+    """Yield what stands between the machine and IMDS."""
     if answers.between is None:
         return
     yield Finding(
@@ -194,7 +194,7 @@ def _cost(answers: _Answers) -> Finding:
 
 
 def _way_to(around: Surroundings) -> str:
-    """Say where to look for what keeps IMDS away, which depends on the machine."""
+    """Return where to look for what keeps IMDS away, which depends on the machine."""
     return {
         Place.POD: "A network policy or AKS's IMDS restriction blocks pods. Use "
         "azure.identity.WorkloadIdentityCredential, or allow egress to 169.254.169.254/32.",
@@ -225,7 +225,7 @@ def _clock(answers: _Answers) -> Iterator[Finding]:
 
 
 def _calm(answers: _Answers, error: e.ImdsError | None) -> Iterator[Finding]:
-    """Say what went wrong on the way to an answer."""
+    """Yield what went wrong on the way to an answer."""
     refused = answers.statuses.count(429)
     if refused:
         yield Finding(

@@ -137,7 +137,7 @@ class Surroundings:
 
 
 def signs(around: Surroundings, endpoint: str | None) -> Iterator[Finding]:
-    """Say what there is to see before anything is sent.
+    """Yield what there is to see before anything is sent.
 
     Args:
         around: The machine.
@@ -160,7 +160,7 @@ def signs(around: Surroundings, endpoint: str | None) -> Iterator[Finding]:
 
 
 def _other_readers(around: Surroundings) -> Iterator[Finding]:
-    """Say where other SDKs are led by variables that this package does not read. Their values may be secret.
+    """Yield where other SDKs are led by variables that this package does not read. Their values may be secret.
 
     DefaultAzureCredential tries them in this order:
     https://learn.microsoft.com/azure/developer/python/sdk/authentication/credential-chains#defaultazurecredential-overview
@@ -210,7 +210,7 @@ def _other_readers(around: Surroundings) -> Iterator[Finding]:
 
 
 def other_source(around: Surroundings) -> Finding | None:
-    """Say that the environment names another source than IMDS, so that nothing may be sent; None if it does not."""
+    """Return that the environment names another source than IMDS, so that nothing may be sent; None if it does not."""
     source = _source(around)
     return source if source.level == "problem" else None
 
@@ -319,7 +319,7 @@ def listener_of(port: int) -> str | None:
 
 
 def cannot_listen(error: OSError, host: str, port: int) -> str:
-    """Say why a command cannot listen on an address, and how to go on."""
+    """Return why a command cannot listen on an address, and how to go on."""
     if error.errno == errno.EADDRINUSE:
         holder = listener_of(port) or (
             f"perhaps by another `azure-imds serve` or `emulate`; `ss -ltnp sport = :{port}` on Linux and "

@@ -201,7 +201,7 @@ class Progress:
             self._thread.join()
 
     def tell(self, reason: str) -> None:
-        """Say why it still lasts."""
+        """Write why it still lasts."""
         if self._width is None and not self._quiet and reason != self._reason:
             note(f"waiting: {reason}")
         self._reason = reason
@@ -234,13 +234,13 @@ def in_a_shell(text: str) -> str:
 
 
 def message_of(error: e.ImdsError) -> str:
-    """Say what went wrong to those who typed a command: the hint in their terms, the words of others as they are."""
+    """Return what went wrong in the terms of the command line; what IMDS said stays as it is."""
     said, hint = str(error), error.hint
     return said.removesuffix(hint) + in_a_shell(hint) if hint and said.endswith(hint) else said
 
 
 def facts_of(error: e.ImdsError) -> dict[str, Any]:
-    """Say everything an error knows, in a form that JSON has."""
+    """Return everything that an error holds, in a form that JSON has."""
     names = (
         "status", "error_code", "error_description", "endpoint", "identity", "resource", "attempts", "elapsed",
         "request_id", "client_request_id", "hint",
@@ -251,7 +251,7 @@ def facts_of(error: e.ImdsError) -> dict[str, Any]:
 
 
 def identity_rows(identity: IdentityInfo) -> dict[str, object]:
-    """What of an identity is worth a line."""
+    """Return what is shown of an identity."""
     rows: dict[str, object] = {
         "client ID": identity.client_id,
         "object ID": identity.object_id,

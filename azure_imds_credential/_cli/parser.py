@@ -106,7 +106,7 @@ class CommandLine(Parser):
         return arguments
 
     def _refuse_unknown(self, argv: Sequence[str]) -> None:
-        """Say which option no command has: without a command there is nothing that would."""
+        """Refuse an option that no command has; without a command argparse would not."""
         known = {*self.options, *(name for command in self.commands.values() for name in command.options), "--"}
         for argument in argv:
             name = argument.partition("=")[0]
@@ -242,7 +242,7 @@ def _add_shared_cache(command: argparse.ArgumentParser) -> None:
 
 
 def _asking(timeout: float) -> Parser:
-    """The options of every command that asks IMDS."""
+    """Return the options of every command that asks IMDS."""
     parent = Parser(add_help=False)
     parent.add_argument(
         "--endpoint",

@@ -104,7 +104,7 @@ class Connections:
             self._note_idle(connection)
 
     async def may_ask(self, connection: Connection) -> bool:
-        """Say whether the process at the other end belongs to the right user. Looked up once per connection."""
+        """Return whether the process at the other end belongs to the right user; looked up once per connection."""
         if self._only_uid is None:
             return True
         if connection.uid is None:

@@ -123,7 +123,7 @@ class Handler:
         return "other", NOT_FOUND
 
     async def _health(self) -> Answer:
-        """Say whether a token could be had: one is held, or, where nothing was asked yet, IMDS gives one."""
+        """Return whether a token could be had: one is cached, or, where nothing was asked yet, IMDS gives one."""
         if self._tokens.count:
             return Answer(200, b"a token is held\n", TEXT)
         now = self._clock()

@@ -57,5 +57,5 @@ def _words(packed: bytes) -> str:
 
 
 def is_supported() -> bool:
-    """Say whether this machine has the kernel's tables."""
+    """Return whether this machine has the kernel's tables."""
     return sys.platform == "linux" and Path(_TABLES[0]).exists() and hasattr(socket, "AF_INET")

@@ -75,7 +75,7 @@ class Hosts:
             self._names |= {name.removesuffix(f":{port}") for name in self._names}
 
     def allow(self, host: str, local_address: str) -> bool:
-        """Say whether a request with this Host may be answered.
+        """Return whether a request with this Host may be answered.
 
         Args:
             host: The header.

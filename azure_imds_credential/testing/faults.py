@@ -59,7 +59,7 @@ RESET_PAUSE = 0.05  # seconds between the last bytes and the RST, which may over
 
 
 def describe(fault: Fault) -> str:
-    """What the journal calls a fault."""
+    """Return what the journal calls a fault."""
     return getattr(fault, "__name__", repr(fault))
 
 
@@ -128,7 +128,7 @@ def throttled(retry_after: float | str | None = None) -> Fault:
 
 
 def html(code: int = 200, page: str = "<html><body>Sign in to the network</body></html>") -> Fault:
-    """A page from something that is not IMDS: a captive portal, a proxy, another cloud."""
+    """Return a page from something that is not IMDS: a captive portal, a proxy, another cloud."""
     return status(code, page.encode(), headers={"Content-Type": "text/html", "Server": None, "x-ms-request-id": None})
 
 
@@ -162,7 +162,7 @@ PROXY_AGENT_HEADER = "x-ms-azure-host-authorization"
 
 
 def refused_by_proxy_agent(code: int = 403) -> Fault:
-    """The refusal of a process by Metadata Security Protocol: an empty answer without `Server`, and the end.
+    """Return the refusal of a process by Metadata Security Protocol: an empty answer without `Server`, and the end.
 
     Args:
         code: 403 for a process without permission, 421 for a connection that did not come through the agent.
@@ -179,7 +179,7 @@ def refused_by_proxy_agent(code: int = 403) -> Fault:
 
 
 def forwarded_by_proxy_agent(reply: Reply) -> Steps:
-    """The answer of IMDS as the agent of Metadata Security Protocol passes it on: with a header of its own."""
+    """Return the answer of IMDS as the agent of Metadata Security Protocol passes it on: with a header of its own."""
     yield reply.with_header(PROXY_AGENT_HEADER, "value").encode()
 
 
@@ -189,7 +189,7 @@ _WORKLOAD_IDENTITY = {"Server": "azure-workload-identity/proxy/v1.5.1 (linux/amd
 
 
 def workload_identity_token(*, older: bool = False) -> Fault:
-    """The answer of workload identity's proxy: other types than those of IMDS, and no client ID.
+    """Return the answer of workload identity's proxy: other types than those of IMDS, and no client ID.
 
     Args:
         older: As older releases sent it: `expires_in` is 0, and only `expires_on` says how long the token lasts.
@@ -213,7 +213,7 @@ def workload_identity_token(*, older: bool = False) -> Fault:
 
 
 def workload_identity_refusal(code: str = "AADSTS700016", words: str = "Application was not found.") -> Fault:
-    """What workload identity's proxy makes of a refusal by Entra: 500, text, with Entra's own JSON in it.
+    """Return what workload identity's proxy makes of a refusal by Entra: 500, text, with Entra's own JSON in it.
 
     Args:
         code: Entra's code of the error.
@@ -224,12 +224,12 @@ def workload_identity_refusal(code: str = "AADSTS700016", words: str = "Applicat
 
 
 def redirect(location: str, code: int = 307) -> Fault:
-    """A redirect, which no client of IMDS may follow."""
+    """Return a redirect, which no client of IMDS may follow."""
     return status(code, headers={"Location": location})
 
 
 def members(**changes: Any) -> Fault:
-    """The answer with members of its JSON replaced, added, or (None) left out.
+    """Return the answer with members of its JSON replaced, added, or (None) left out.
 
     `members(expires_in=3600, client_id=None)` sends a number and no client ID.
     """
@@ -247,7 +247,7 @@ def hang(_reply: Reply) -> Steps:
 
 
 def slow(seconds: float) -> Fault:
-    """The answer after some seconds of silence; `hang` is silence without end."""
+    """Return the answer after some seconds of silence; `hang` is silence without end."""
     checks.seconds("seconds", seconds)
 
     def slow(reply: Reply) -> Steps:
@@ -258,7 +258,7 @@ def slow(seconds: float) -> Fault:
 
 
 def hold(until: threading.Event) -> Fault:
-    """The answer, held back until the test sets the event."""
+    """Return the answer, held back until the test sets the event."""
 
     def hold(reply: Reply) -> Steps:
         yield until
@@ -268,7 +268,7 @@ def hold(until: threading.Event) -> Fault:
 
 
 def drip(interval: float = 0.05, *, headers: bool = False) -> Fault:
-    """The answer a byte at a time: each byte comes within any read timeout, the whole never in time.
+    """Return the answer a byte at a time: each byte comes within any read timeout, the whole never in time.
 
     Args:
         interval: Seconds between two bytes.
@@ -333,7 +333,7 @@ ENDLESS = tuple(_ENDLESS)
 
 
 def endless(kind: str, interval: float = 0.05, *, times: int = 1) -> Fault:
-    """An answer that never ends, though each part of it comes within any read timeout.
+    """Return an answer that never ends, though each part of it comes within any read timeout.
 
     Args:
         kind: One of `faults.ENDLESS`: the part of the answer that is repeated.
@@ -360,7 +360,7 @@ def endless(kind: str, interval: float = 0.05, *, times: int = 1) -> Fault:
 
 
 def reset(after: int = 0) -> Fault:
-    """The connection is reset.
+    """Reset the connection.
 
     Args:
         after: How many bytes of the answer come first. 0: none. Negative: all but so many.
@@ -377,7 +377,7 @@ def reset(after: int = 0) -> Fault:
 
 
 def chunked(reply: Reply) -> Steps:
-    """The answer in chunks, with no Content-Length."""
+    """Return the answer in chunks, with no Content-Length."""
     yield reply.with_header("Content-Length", None).with_header("Transfer-Encoding", "chunked").head()
     for start in range(0, len(reply.body), 100):
         piece = reply.body[start : start + 100]
@@ -386,12 +386,12 @@ def chunked(reply: Reply) -> Steps:
 
 
 def gzipped(reply: Reply) -> Steps:
-    """The answer compressed, whether the client takes that or not."""
+    """Return the answer compressed, whether the client takes that or not."""
     yield reply.with_body(_gzip.compress(reply.body)).with_header("Content-Encoding", "gzip").encode()
 
 
 def wrong_length(more: int = 10) -> Fault:
-    """A Content-Length that is not the length; the connection ends after what there is.
+    """Return the answer with a Content-Length that is not its length; the connection ends after what there is.
 
     Args:
         more: How many bytes the header promises beyond the body; negative for fewer.

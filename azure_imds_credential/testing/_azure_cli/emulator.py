@@ -57,7 +57,7 @@ class RealTokensWarning(UserWarning):
 
 
 def bridge_network(name: str) -> ipaddress.IPv4Interface:
-    """The address and network of a bridge of this machine, such as docker0. Linux only.
+    """Return the address and network of a bridge of this machine, such as docker0. Linux only.
 
     Raises:
         ValueError: There is no such interface, it is no bridge, or it has no address.
@@ -247,7 +247,7 @@ class AzureCliEmulator:
         return address.is_loopback if self._peers is None else address in self._peers
 
     def _names_us(self, host: str | None) -> bool:
-        """Whether a Host header is our address or one of our names, with our port or none."""
+        """Return whether a Host header is our address or one of our names, with our port or none."""
         try:
             named = urlsplit(f"//{host or ''}")
             port = named.port

@@ -15,7 +15,7 @@ AZ_SECONDS = 60.0  # it starts a Python of its own and may ask Entra; a second o
 
 
 def token_of_the_cli(resource: str, az: str = "az") -> dict[str, Any]:
-    """What `az account get-access-token` says.
+    """Return what `az account get-access-token` says.
 
     Raises:
         LookupError: It gave none; the message says why, in the words of az.
@@ -38,7 +38,7 @@ def token_of_the_cli(resource: str, az: str = "az") -> dict[str, Any]:
 
 
 def in_imds_form(given: dict[str, Any], resource: str, client_id: str | None, now: float) -> bytes:
-    """The answer of a virtual machine with the token of the CLI.
+    """Return the answer of a virtual machine with the token of the CLI.
 
     Args:
         given: What the CLI said. `expires_on` (epoch) is there since version 2.54; `expiresOn` is local time.

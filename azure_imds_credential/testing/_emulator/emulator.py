@@ -177,7 +177,7 @@ class ImdsEmulator:
         return tuple(self._machine.identities)
 
     def assign(self, identity: Identity) -> None:
-        """Give the machine one more identity."""
+        """Assign one more identity to the machine."""
         self._machine.identities = [*self._machine.identities, checked(identity)]
 
     def remove(self, identity: Identity) -> None:
@@ -190,7 +190,7 @@ class ImdsEmulator:
         return self._tokens.issued
 
     def issue_token(self, resource: str, identity: Identity | None = None) -> str:
-        """A signed token that no request asked for, of any identity (None: the machine's first)."""
+        """Return a signed token that no request asked for, of any identity (None: the machine's first)."""
         return self._tokens.issue(identity or self._machine.identities[0], resource, self.now()).value
 
     def renew_tokens(self) -> None:
@@ -209,7 +209,7 @@ class ImdsEmulator:
     # Faults
 
     def script(self, *faults: Fault, seconds: float | None = None, path: str = TOKEN_PATH) -> None:
-        """The next requests to a path meet these faults, one after the other; then all is well again.
+        """Let the next requests to a path meet these faults, one after the other; then all is well again.
 
         Args:
             faults: From `azure_imds_credential.testing.faults`, or your own.
@@ -251,7 +251,7 @@ class ImdsEmulator:
         return [request for request in self.requests if request.is_token_request]
 
     def wait_for_requests(self, count: int, timeout: float = 30.0) -> list[Request]:
-        """The requests so far, as soon as there are at least `count`; AssertionError after `timeout` seconds."""
+        """Return the requests so far, as soon as there are at least `count`; AssertionError after `timeout` seconds."""
         return self._imds.journal.wait_for(count, timeout)
 
     def assert_requests(self, count: int, **query: str | None) -> list[Request]:

@@ -77,7 +77,7 @@ class Script:
             return sum(len(window.faults) for window in self._windows if window.until is None)
 
     def next(self, path: str, token_path: str, now: float) -> Fault | None:
-        """The fault for a request that just came in.
+        """Return the fault for a request that just came in.
 
         Args:
             path: The path of the request.

@@ -24,7 +24,7 @@ SELECTORS: Mapping[str, str] = {
 
 
 def _guid(*words: str) -> str:
-    """A GUID that is the same in every run, so that a failing test shows the same names each time."""
+    """Return a GUID that is the same in every run, so that a failing test shows the same names each time."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(("azure-imds-credential", *words))))
 
 
@@ -74,7 +74,7 @@ Identity = SystemAssigned | UserAssigned
 
 
 def checked(identity: Identity) -> Identity:
-    """The identity, if it is one.
+    """Return the identity, if it is one.
 
     Raises:
         TypeError: It is something else, such as a name.
@@ -93,7 +93,7 @@ class AmbiguousIdentityError(LookupError):
 
 
 def select(identities: Iterable[Identity], selector: str | None, value: str = "") -> Identity:
-    """The identity that a request means.
+    """Return the identity that a request means.
 
     Without a selector: the system-assigned one; failing that, the only user-assigned one ("a service-side behavior",
     says msal's docstring of SystemAssignedManagedIdentity). That the system-assigned one wins over several

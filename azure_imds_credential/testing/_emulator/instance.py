@@ -39,7 +39,7 @@ BAD_VERSION = Answer(
 
 
 def answer(request: Received, profile: Profile) -> Answer | None:
-    """What one of the paths of this module says.
+    """Return what one of the paths of this module says.
 
     Args:
         request: The request.
@@ -91,7 +91,7 @@ def _instance(request: Received, profile: Profile, path: str) -> Answer:
 
 
 def _as_text(node: Any) -> str:
-    """A value as it is; of a branch the names of what hangs on it, those of further branches with a slash."""
+    """Return a value as it is; of an object the names of its members, with a slash where they are objects."""
     if isinstance(node, str):
         return node
     items = node.items() if isinstance(node, dict) else ((str(number), item) for number, item in enumerate(node))
@@ -99,7 +99,7 @@ def _as_text(node: Any) -> str:
 
 
 def document(profile: Profile) -> dict[str, Any]:
-    """The instance document of a small Linux VM: every value a string, what does not apply an empty one (IMDSDOC)."""
+    """Return the instance document of a small Linux VM: all strings, empty for what does not apply (IMDSDOC)."""
     kind, name = profile.machine_id.rsplit("/", 2)[1:]
     is_set = kind == "virtualMachineScaleSets"
     machine = f"{name}_0" if is_set else name

@@ -58,12 +58,12 @@ class Journal:
             self._requests.clear()
 
     def all(self) -> list[Request]:
-        """What came so far."""
+        """Return what came so far."""
         with self._arrived:
             return list(self._requests)
 
     def wait_for(self, count: int, timeout: float) -> list[Request]:
-        """What came so far, as soon as it is at least `count` requests.
+        """Return what came so far, as soon as it is at least `count` requests.
 
         Raises:
             AssertionError: It is still less after `timeout` seconds.
@@ -76,7 +76,7 @@ class Journal:
             return list(self._requests)
 
     def check(self, count: int, query: dict[str, str | None]) -> list[Request]:
-        """The requests whose query variables have these values (None: are absent).
+        """Return the requests whose query variables have these values (None: are absent).
 
         Raises:
             AssertionError: There are more or fewer than `count`; the message lists all that came.

@@ -16,7 +16,7 @@ KEYS_PATH = f"/{TENANT_ID}/discovery/keys"
 
 
 def answer(request: Received) -> Answer | None:
-    """The document that a path stands for, under Entra's own paths; None for any other path.
+    """Return the document of a path, under Entra's own paths; None for any other path.
 
     Args:
         request: The request; its Host is where the validator finds the rest, whatever name it knows this machine by.
@@ -29,7 +29,7 @@ def answer(request: Received) -> Answer | None:
 
 
 def _configuration(authority: str) -> dict[str, Any]:
-    """The members of Entra's OpenID configuration that validators read."""
+    """Return the members of Entra's OpenID configuration that validators read."""
     return {
         "issuer": ISSUER,
         "jwks_uri": f"{authority}{KEYS_PATH}",

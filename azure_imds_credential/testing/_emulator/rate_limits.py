@@ -11,7 +11,7 @@ OTHERS_PER_SECOND = 5
 
 
 def is_identity(path: str) -> bool:
-    """Whether a path belongs to the category of managed identities."""
+    """Return whether a path belongs to the category of managed identities."""
     return path.startswith("/metadata/identity")
 
 
@@ -22,7 +22,7 @@ class Limits:
         self._recent: dict[bool, deque[float]] = {True: deque(), False: deque()}
 
     def refuses(self, path: str, now: float, in_flight: int) -> bool:
-        """Whether a request is one too many; if not, it is counted.
+        """Return whether a request is one too many; if not, it is counted.
 
         A window of one second that slides, and refused requests count for nothing: how production counts is unknown.
 

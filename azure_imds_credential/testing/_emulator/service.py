@@ -47,7 +47,7 @@ class Imds:
         checks.seconds("latency", self.latency)
 
     def respond(self, received: Received) -> Steps:
-        """What happens on the wire in answer to a request."""
+        """Return what happens on the wire in answer to a request."""
         now = self.now()
         published = openid.answer(received)
         if published is not None:

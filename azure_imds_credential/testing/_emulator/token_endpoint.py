@@ -63,12 +63,12 @@ class Machine:
 
 
 def missing(variable: str) -> Answer:
-    """A required query variable is absent."""
+    """Return the error of a request without a required query variable."""
     return identity_error(400, f"Required query variable '{variable}' is missing")
 
 
 def header_fault(request: Received) -> Answer | None:
-    """The rules on headers that hold for every path of the identity category."""
+    """Return the error of a request that breaks the rules on headers of all paths of the identity category."""
     if request.header("Metadata") != "true":  # "in all lower case", says the documentation
         return NO_METADATA_HEADER
     if request.header("X-Forwarded-For") is not None:
@@ -77,7 +77,7 @@ def header_fault(request: Received) -> Answer | None:
 
 
 def version_fault(request: Received) -> Answer | None:
-    """The api-version is absent, unknown, or older than the identity category."""
+    """Return the error of an api-version that is absent, unknown, or older than the identity category."""
     version = request.param("api-version")
     if not version:
         return missing("api-version")
@@ -85,7 +85,7 @@ def version_fault(request: Received) -> Answer | None:
 
 
 def token_answer(request: Received, machine: Machine, now: float) -> Answer:
-    """What the token endpoint says to one request.
+    """Return what the token endpoint says to one request.
 
     The order of the checks is inferred: probes with neither header nor query get an early 400 about the header.
 
@@ -115,12 +115,12 @@ def token_answer(request: Received, machine: Machine, now: float) -> Answer:
 
 
 def _observed(request: Received, profile: Profile) -> Iterable[str]:
-    """The variables the machine looks at. Container Instances observe "only msi_res_id" (azure-sdk-for-go#22650)."""
+    """Yield the variables that the machine reads. Container Instances observe "only msi_res_id" (azure-sdk-for-go#22650)."""
     return [name for name in request.query if profile.is_imds or name != "mi_res_id"]
 
 
 def query_fault(request: Received, profile: Profile) -> Answer | None:
-    """The rules on the query of the token endpoint."""
+    """Return the error of a query that breaks the rules of the token endpoint."""
     query = request.query
     if (fault := version_fault(request)) is not None:
         return fault
@@ -136,7 +136,7 @@ def query_fault(request: Received, profile: Profile) -> Answer | None:
 
 
 def _is_known(resource: str, known: Collection[str] | None) -> bool:
-    """Unless the known resources are named: what looks like an App ID URI or the GUID of an application."""
+    """Return whether a resource exists; where none are named, an App ID URI or the GUID of an application does."""
     if known is not None:
         return resource.rstrip("/") in {name.rstrip("/") for name in known}
     return bool(re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", resource, re.I))

@@ -46,7 +46,7 @@ def _generated_key() -> RSAPrivateKey:
 
 
 def _signing_key() -> RSAPrivateKey:
-    """One key for all emulators of the process: making one takes a tenth of a second, `cache` alone might make two."""
+    """Return one key for all emulators of the process: to make one takes 0.1 s, and `cache` alone might make two."""
     with _making_the_key:
         return _generated_key()
 
@@ -84,7 +84,7 @@ def _opaque() -> str:
 
 
 def claims(identity: Identity, resource: str, issued_on: int, lifetime: int, machine_id: str) -> dict[str, Any]:
-    """The claims of a managed identity token, in the order and types of the captures of 2024-08-06 and 2025-12-05."""
+    """Return the claims of a managed identity token, in order and types as captured on 2024-08-06 and 2025-12-05."""
     common = {
         "aud": resource,
         "iss": EXCHANGE_ISSUER if resource == EXCHANGE_RESOURCE else ISSUER,
@@ -186,7 +186,7 @@ class TokenService:
         return Token(value, identity, resource, issued_on, lifetime)
 
     def token(self, identity: Identity, resource: str, now: float, *, bypass_cache: bool = False) -> Token:
-        """The kept token while it lasts, else (or with `bypass_cache`) a new one, which is kept from then on."""
+        """Return the kept token while it lasts, else (or with `bypass_cache`) a new one, which is kept from then on."""
         with self._lock:
             kept = self._kept.get((identity, resource))
             if kept is None or bypass_cache or kept.expires_in(now) <= self._renew_before:

@@ -7,7 +7,7 @@ CENTURY = 36525 * 86400  # seconds by which a clock moves, so that it still show
 
 
 def seconds(name: str, value: float, least: float = 0, most: float = LONGEST) -> float:
-    """A length of time.
+    """Return a length of time.
 
     Raises:
         TypeError: It is no number.
@@ -17,12 +17,12 @@ def seconds(name: str, value: float, least: float = 0, most: float = LONGEST) ->
 
 
 def share(name: str, value: float) -> float:
-    """A part of a whole; raises as `seconds` does."""
+    """Return a part of a whole; raises as `seconds` does."""
     return _between(name, value, "a share", 0, 1)
 
 
 def whole(name: str, value: int, least: int | None = 0, most: int | None = None) -> int:
-    """A whole number; None: no bound.
+    """Return a whole number; None: no bound.
 
     Raises:
         TypeError: It is none.

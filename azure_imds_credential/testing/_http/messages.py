@@ -50,11 +50,11 @@ class Received:
         return values
 
     def param(self, name: str) -> str | None:
-        """The first value of a query variable, None without one."""
+        """Return the first value of a query variable, None without one."""
         return self.query.get(name, (None,))[0]
 
     def header(self, name: str) -> str | None:
-        """The value of a header in any case of its name, None without one."""
+        """Return the value of a header in any case of its name, None without one."""
         return next(iter(self.all(name)), None)
 
     def all(self, name: str) -> list[str]:
@@ -73,11 +73,11 @@ class Reply:
     version: str = "HTTP/1.1"
 
     def header(self, name: str) -> str | None:
-        """The value of a header in any case of its name, None without one."""
+        """Return the value of a header in any case of its name, None without one."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
     def with_header(self, name: str, value: str | None) -> Reply:
-        """The same reply with one header replaced in its place, added before Date, or (None) taken out."""
+        """Return the same reply with one header replaced in its place, added before Date, or (None) taken out."""
         names = [key.lower() for key, _ in self.headers]
         if value is None:
             return replace(self, headers=tuple(h for h in self.headers if h[0].lower() != name.lower()))
@@ -89,7 +89,7 @@ class Reply:
         return replace(self, headers=tuple(headers))
 
     def with_body(self, body: bytes) -> Reply:
-        """The same reply with another body and its length."""
+        """Return the same reply with another body and its length."""
         return replace(self, body=body).with_header("Content-Length", str(len(body)))
 
     def head(self) -> bytes:
@@ -101,7 +101,7 @@ class Reply:
         return "\r\n".join((*lines, "", "")).encode("latin-1")
 
     def encode(self) -> bytes:
-        """The whole reply."""
+        """Return the whole reply."""
         return self.head() + self.body
 
 
@@ -133,12 +133,12 @@ def compact(document: Any) -> bytes:
 
 
 def identity_error(status: int, description: str, error: str = "invalid_request") -> Answer:
-    """An error of the identity category, in the only shape that was ever seen there."""
+    """Return an error of the identity category, in the only shape that was ever seen there."""
     return Answer(status, compact({"error": error, "error_description": description}))
 
 
 def instance_error(status: int, text: str) -> Answer:
-    """An error of the instance category: one member, spaces inside the braces (captured 2017 to 2022)."""
+    """Return an error of the instance category: one member, spaces inside the braces (captured 2017 to 2022)."""
     return Answer(status, b'{ "error": ' + json.dumps(text).encode() + b" }")
 
 

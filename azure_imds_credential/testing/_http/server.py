@@ -27,7 +27,7 @@ BIND_ATTEMPTS, BIND_PAUSE = 1000, 0.02  # the pause in seconds: 20 s in all, les
 
 
 def address(host: str, port: int) -> tuple[str, int]:
-    """Where to listen. No name is looked up: localhost is what it has to be, whatever a file of hosts says.
+    """Return where to listen. No name is looked up: localhost is what it has to be, whatever a file of hosts says.
 
     Raises:
         TypeError: The host is no string, or the port no number.
