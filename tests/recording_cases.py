@@ -1942,6 +1942,144 @@ HARMLESS_CASES += [
     harmless("arguments", {"command": ["mysql", "-uroot", "-p", "-e", "x"], "args": ["ssh", "-p2222", "host"]}),
 ]
 
+SECRET_CASES += [
+    says(
+        "sb authorization rule of emulator",
+        {"properties": {"rights": ["Listen"]}, "primaryKey": "plainword"},
+        "plainword",
+        path=f"{ARM}/Microsoft.ServiceBus/namespaces/n/AuthorizationRules/r/regenerateKeys",
+    ),
+    says(
+        "k8s bootstrap",
+        {"kind": "Secret", "type": "bootstrap.kubernetes.io/token", "data": {"token-secret": b64("plainone1")}},
+        b64(WORD),
+        WORD,
+    ),
+    says_text(
+        "helm values",
+        "postgresql:\n  auth:\n    postgresPassword: plainone1\n    username: u\nextraEnv:\n  - name: API_KEY\n    value: plainone2\n",
+        WORD,
+        "plainone2",
+        kind="application/yaml",
+    ),
+    says_text(
+        "compose flow",
+        "services: {db: {environment: [POSTGRES_PASSWORD=plainone1]}}\nx: 1\n",
+        WORD,
+        kind="application/yaml",
+    ),
+    says_text("YAML quoted with escapes", 'password: "pla\\u0069none1"\nx: 1\n', WORD, kind="application/yaml"),
+    says_text(
+        "YAML folded block",
+        "db:\n  password: >\n    plainone1\n    more2words\n",
+        WORD,
+        "more2words",
+        kind="application/yaml",
+    ),
+    says_text("YAML JSON in block", 'config: |\n  {"password": "plainone1"}\nx: 1\n', WORD, kind="application/yaml"),
+    says_text("YAML comment", "# password: plainone1\na: 1\nb: 2\n", WORD, kind="application/yaml"),
+    says_text("YAML merge and alias", "base: &b {token: plainone1}\nx:\n  <<: *b\n", WORD, kind="application/yaml"),
+    says_text(
+        "netrc body", "machine h login u password plainone1\nmachine g login v password plainone2\n", WORD, "plainone2"
+    ),
+    says_text(
+        "event with id and comment",
+        ': hi\nid: 1\ndata: {"delta": {"api_key":\ndata:   "plainone1"}}\n\n',
+        WORD,
+        kind="text/event-stream",
+    ),
+    says(
+        "container app secret single",
+        {"name": "db", "value": "plainword"},
+        "plainword",
+        path=f"{ARM}/Microsoft.App/jobs/j/listSecrets",
+    ),
+    says(
+        "function default key",
+        {"default": "plainword"},
+        "plainword",
+        path=f"{ARM}/Microsoft.Web/sites/a/functions/f/listkeys",
+    ),
+    says(
+        "graph password bare",
+        {"@odata.context": "x", "value": "plainone1"},
+        WORD,
+        path="/beta/deviceManagement/x/getPassword",
+    ),
+    says(
+        "cosmos list keys readonly",
+        {"primaryReadonlyMasterKey": "plainword", "secondaryReadonlyMasterKey": "otherword"},
+        "plainword",
+        "otherword",
+        path=f"{ARM}/Microsoft.DocumentDB/databaseAccounts/a/readonlykeys",
+    ),
+    Case("answer header of vault", (WORD,), answer_headers={**JSON, "X-Vault-Token": WORD, "X-Auth-Token": WORD}),
+    says_text("pgpass CRLF", "h.x.net:5432:db:u:plainone1\r\nh.x.net:5432:db:v:plainone2\r\n", WORD, "plainone2"),
+    says_text("pgpass with IP and escapes", "10.1.2.3:5432:db:u:pl\\:ainone1\n", "ainone1"),
+    says("script", {"run": "PGPASSFILE=x; echo db.x.net:5432:a:b:plainone1 >> ~/.pgpass"}, WORD),
+    says_text(
+        "HTML two inputs",
+        "<html><input name=state value=plainstate1><input type=hidden name=SAMLResponse value=plainone1>",
+        WORD,
+        kind="text/html",
+    ),
+]
+
+HARMLESS_CASES += [
+    harmless("keys saved", "OK", "text/plain", path="/api/keys"),
+    harmless("token deleted", '"Deleted"', path="/api/token"),
+    harmless(
+        "YAML comments",
+        "# a comment\n---\na: &x [1, 2.50, 'x']\nb: *x\nc: >-\n  folded\n  text\nd: {e: f}\n...\n---\ng: h\n",
+        "application/yaml",
+    ),
+    harmless("YAML CRLF", "a: 1\r\nb:\r\n  - c: 'd'\r\n  - \"e\"\r\n", "application/yaml"),
+    harmless(
+        "names of secrets",
+        {"value": [{"id": "https://v.vault.azure.net/secrets/a", "attributes": {"enabled": True, "created": 1}}]},
+        path="/secrets",
+    ),
+    harmless(
+        "service keys listing",
+        {"keys": [{"name": "default", "type": "function"}], "count": 1},
+        path="/admin/functions/keys",
+    ),
+    harmless(
+        "manifest",
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels: {app: web, key: blue}\nspec:\n  containers:\n  - name: c\n    image: nginx:1.27\n    args: [-p, '8080', --name, x1]\n    env:\n    - name: A\n      valueFrom: {secretKeyRef: {name: db, key: password}}\n",
+        "application/yaml",
+    ),
+    harmless(
+        "properties list",
+        '<?xml version="1.0"?><plist><dict><key>Name</key><string>abc1</string><key>Count</key><integer>3</integer></dict></plist>',
+        "text/xml",
+    ),
+    harmless(
+        "HTML",
+        '<html><head><meta name="viewport" content="width=device-width"><link rel=x href=/a></head><body><form><input name=q value="abc 1"><select name=size><option value=1>One</option></select></form><p id="token">Tokens are explained here.</p></body></html>',
+        "text/html",
+    ),
+    harmless(
+        "mail",
+        "Date: Mon, 01 Jan 2026\nSubject: Your password: how to change it\n\nBasic information and bearer of news.\n",
+        "text/plain",
+    ),
+    harmless("endpoint list", {"endpoint": "https://x.example", "key": "region", "username": "u"}),
+    harmless("entities", {"text": "a &quot;quoted&quot; word &amp; more"}),
+    harmless("JSON string", '"a \\"quoted\\" text, 1"'),
+    harmless(
+        "CI output",
+        "Step 1: docker run -p 8080:80 x\nmysql -u root -p db < a.sql\ntime: 12:30:45\n[app.log:1200:12:30:45]\n",
+        "text/plain",
+    ),
+    harmless("seq", '\x1e{"a":1}\n\x1e{"b":"two"}\n', "application/json-seq"),
+    harmless(
+        "rotate operation", {"status": "InProgress", "operationId": "op-7"}, path=f"{ARM}/Microsoft.X/y/z/rotateKey"
+    ),
+    harmless("SignalR negotiate less", '{"protocol":"json","version":1}\x1e', "text/plain"),
+    harmless("setx words", "Use setx PATH to change it. env: production\n-key value -token next\n", "text/plain"),
+]
+
 # What is not taken apart, and therefore refused: UTF-16 in base64.
 REFUSED_CASES = [
     says_text("base64 of UTF-16", base64.b64encode(f"password={WORD};".encode("utf-16-le")).decode()),

@@ -29,7 +29,7 @@ from .names import (
     says_nothing,
     words_of,
 )
-from .scrub import WHOLE_SECRET, Scrubber, from_text_base64
+from .scrub import Scrubber, from_text_base64, whole_secret
 from .shapes import (
     PASSWORD_LINES,
     PASSWORD_LIST,
@@ -363,9 +363,9 @@ class _Scan:
             self.passwords(value, where)
             return True
         if header == "string" and self.rules.hands_out and place.above[:1] == ("body",):
-            whole = WHOLE_SECRET.fullmatch(value)
+            whole = whole_secret(value)
             bare = "" if whole is None or "eyJ" in value or re.search(r"[;&]|=\w", value) else whole["value"]
-            if bare and not _is_harmless_secret(bare) and not is_harmless(bare):
+            if bare and not _is_harmless_secret(bare):
                 self.note("secret value", bare, where)
                 return True
         return False

@@ -112,7 +112,7 @@ _ARGUMENT = re.compile(
     r"(?P<p>[\"']?)(?P<value>[^\s\"'=]+)(?P=p)(?!\S)"
 )
 _LINE_PAIR = re.compile(
-    r"(?P<head>\s*(?:- )?[\"']?(?P<name>[\w.$ -]{1,80}?)[\"']?\s*:[ \t]+)(?P<value>\S.*?)(?P<end>[\s,]*)"
+    r"(?P<head>\s*(?:- |#+ ?)?[\"']?(?P<name>[\w.$ -]{1,80}?)[\"']?\s*:[ \t]+)(?P<value>\S.*?)(?P<end>[\s,]*)"
 )
 # A scalar of YAML whose lines follow; cloud-init's list of users and passwords is one.
 _BLOCK = re.compile(r"(?P<blanks>\s*)(?:- )?[\"']?(?P<name>[\w.-]+)[\"']?:\s+[|>][+-]?\d?[+-]?\s*$")
@@ -157,7 +157,7 @@ class Scrubber:
         self.guids: set[str] = set()  # without dashes, in lower case
         self._fakes: set[str] = set()
         self._where = ""
-        self._in_vault = self._is_setting = self.hands_out = False
+        self._in_vault = self._is_setting = self._keys_by_name = self.hands_out = False
         self._tainted: re.Pattern[str] | None = None
         self._decisions = 0  # secrets that were met, known or new
 
@@ -170,6 +170,7 @@ class Scrubber:
         self._where = f"{method} {host}{path}"
         self._in_vault = bool(_VAULT_PATH.search(path) or _VAULT_HOST.fullmatch(host)) and "/subscriptions/" not in path
         self.hands_out = hands_out_secrets(path)
+        self._keys_by_name = _KEYS_BY_NAME.search(path) is not None
         self._is_setting = "/kv" in path or host.split(":")[0].endswith(".azconfig.io")
 
     def taint(self) -> None:
@@ -241,8 +242,8 @@ class Scrubber:
 
     def whole(self, text: str) -> str:
         """Return a whole body as it is written down; it may be nothing but the secret that was asked for."""
-        bare = WHOLE_SECRET.fullmatch(text) if self.hands_out else None
-        if bare is not None and not is_harmless(bare["value"]) and not self.is_kept(bare["value"], ""):
+        bare = whole_secret(text) if self.hands_out else None
+        if bare is not None and not self.is_kept(bare["value"], ""):
             value = self._without_known(bare["value"])
             return self._within(bare, self._secret(value, Place("secret")))
         return self.text(text)
@@ -399,6 +400,8 @@ class Scrubber:
 
     def kind(self, value: str, place: Place) -> NameKind:
         name = place.name
+        if self._keys_by_name and place.above == ("",) and not describes(name):
+            return NameKind.SECRET
         if says_nothing(name) and not (place.above and self._in_container(place)) and "kty" not in place.beside:
             return NameKind.PLAIN
         kind = kind_of(name)
@@ -743,8 +746,20 @@ def _string_of_json(text: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+_DONE = frozenset({"ok", "done", "created", "accepted", "deleted", "updated", "saved", "success", "succeeded"})
+# The keys of one function in Azure: names that its owner chose, each with its key.
+_KEYS_BY_NAME = re.compile(r"/functions/[^/]+/listkeys", re.IGNORECASE)
 # A body that is one word, or one string of JSON.
-WHOLE_SECRET = re.compile(r"\s*(?P<q>\"?)(?P<value>[^\s{\[<\"](?:[^\n\"]*[^\s\"])?)(?P=q)\s*")
+_WHOLE = re.compile(r"\s*(?P<q>\"?)(?P<value>[^\s{\[<\"](?:[^\n\"]*[^\s\"])?)(?P=q)\s*")
+
+
+def whole_secret(body: str) -> re.Match[str] | None:
+    """Return the match of a body that is nothing but a secret, if secrets were asked for; None if it is none."""
+    bare = _WHOLE.fullmatch(body)
+    is_none = bare is None or bare["value"].lower() in _DONE or is_harmless(bare["value"])
+    return None if is_none else bare
+
+
 _EXEMPT = re.compile(f"{PUBLISHED.pattern}|{VAULT_VERSION.pattern}", re.IGNORECASE)
 
 

@@ -121,6 +121,7 @@ _COMMANDS = (
     ("assword", r"assword\s+(?P<q>[\"'])(?P<value>(?=[^\s\"']*\d)[^\s\"']{6,})(?P=q)"),
     ("PASSWORD", r"\bPASSWORD\s+(?P<q>[\"'])(?P<value>[^\s\"']{4,})(?P=q)"),  # of SQL: CREATE ROLE, ALTER USER
     ("DENTIFIED", r"\bIDENTIFIED (?:WITH \w+ )?BY\s+(?P<q>[\"'])(?P<value>[^\s\"']+)(?P=q)"),
+    ("password", rf"\blogin\s+\S+\s+password\s+[\"']?{_GIVEN}"),  # of .netrc
     ("htpasswd", rf"\bhtpasswd\s+-\w*b\w*\s+\S+\s+\S+\s+[\"']?{_GIVEN}"),
 )
 _COMPILED_COMMANDS = tuple((hint, re.compile(command)) for hint, command in _COMMANDS)
