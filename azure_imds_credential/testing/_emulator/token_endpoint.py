@@ -115,7 +115,7 @@ def token_answer(request: Received, machine: Machine, now: float) -> Answer:
 
 
 def _observed(request: Received, profile: Profile) -> Iterable[str]:
-    """Return the variables that the machine reads; Container Instances read msi_res_id alone (azure-sdk-for-go#22650)."""
+    """Return the variables that the machine reads: Container Instances only msi_res_id (azure-sdk-for-go#22650)."""
     return [name for name in request.query if profile.is_imds or name != "mi_res_id"]
 
 
