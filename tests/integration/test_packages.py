@@ -22,10 +22,12 @@ TEST_SECONDS = 600
 # The tests of the installed package itself. Left out: those of the repository's scripts, samples, documents and
 # templates, those that measure times or need a namespace, and those marked slow.
 CORE = [
-    "arguments", "calls", "captures", "concurrency", "copies", "decision", "emulator_captures", "emulator_rules",
-    "endpoint", "exports", "failures", "no_proxy", "response", "retry", "source", "token_entry", "token_life",
+    "arguments", "calls", "captures", "cli_tools", "concurrency", "copies", "decision", "emulator_captures",
+    "emulator_rules", "endpoint", "exports", "failures", "metrics", "no_proxy", "response", "retry", "source",
+    "token_entry", "token_life",
 ]  # fmt: skip
-EXTRAS_FOR_USERS = {f'extra == "{name}"' for name in ("keyvault", "serve", "shared", "testing")}
+NAMES_FOR_USERS = ("completion", "keyring", "keyvault", "opentelemetry", "serve", "shared", "testing")
+EXTRAS_FOR_USERS = {f'extra == "{name}"' for name in NAMES_FOR_USERS}
 
 
 @pytest.fixture(scope="session")
