@@ -131,8 +131,8 @@ def test_the_core_tests_pass_where_it_is_installed(built: Path, tmp_path: Path, 
     run(*install, f"{wheel}[test]", env=MACHINE)
     if which == "lowest":
         kept = {name.lower().replace("_", "-"): version for name, version in _installed(interpreter).items()}
-        for name, version in (bound.split("==") for bound in bounds):
-            assert Version(kept[name.lower()]) == Version(version)
+        for name, bound in (each.split("==") for each in bounds):
+            assert Version(kept[name.lower()]) == Version(bound)
     elsewhere = tmp_path / "elsewhere"  # where the repository's own package is not
     shutil.copytree(ROOT / "tests", elsewhere / "tests", ignore=shutil.ignore_patterns("integration", "__pycache__"))
     shutil.copy(ROOT / "setup.cfg", elsewhere)
