@@ -10,7 +10,6 @@ import contextvars
 import logging
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
@@ -273,7 +272,7 @@ class TokenCache:
 
     def _run(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
         """Fetch a token and keep what comes, unless that is done elsewhere: one request is sent."""
-        token = current_request.set(request)
+        token, place = current_request.set(request), ""
         try:
             with self._lock:
                 if request.has_begun():
@@ -282,15 +281,15 @@ class TokenCache:
             try:
                 result = options.fetch(request, entry.endpoint, self.clock)
             except BaseException as error:  # a user's hook may raise anything, and callers are waiting
-                _log_place(error)
+                place = _place(error)
                 # Frames of the request hold responses, and responses hold tokens.
                 error.__traceback__ = error.__context__ = error.__cause__ = None
                 result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
-            self._finish(entry, request, result)
+            self._finish(entry, request, result, place)
         finally:
             current_request.reset(token)  # last: a finalizer may run at any moment, on this thread
 
-    def _finish(self, entry: TokenEntry, request: TokenRequest, result: TokenResult | None) -> None:
+    def _finish(self, entry: TokenEntry, request: TokenRequest, result: TokenResult | None, place: str = "") -> None:
         """End a request: keep what it brought, wake the callers, and see to it that it is logged once.
 
         A call that waits writes the log records, on its own thread and outside the lock. The thread of the request
@@ -309,7 +308,7 @@ class TokenCache:
                     "imds_callers": request.callers,
                     "imds_refresh": request.held_until > request.started,
                 }
-            request.log = partial(_log, fields, result, serves, pause)
+            request.log = partial(_log, fields, result, serves, pause, place)
             request.set_result(result)
             log = None if request.waiting else _taken_log(request)
         try:
@@ -335,11 +334,15 @@ class TokenCache:
             self._start_probe(endpoint, remembered, options, PROBE_INTERVAL)
 
 
-def _log_place(error: BaseException) -> None:
-    """Log where an error of a user's hook was raised. What the caller gets has no frames of the request."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    name = type(error).__name__
-    _logger.debug("%s raised in %s, line %s, in %s", name, place.filename, place.lineno, place.name)
+def _place(error: BaseException) -> str:
+    """Return where an error of a user's hook was raised. What the caller gets has no frames of the request."""
+    found = error.__traceback__
+    while found is not None and found.tb_next is not None:
+        found = found.tb_next
+    if found is None:
+        return ""
+    code = found.tb_frame.f_code
+    return f"{code.co_filename}, line {found.tb_lineno}, in {code.co_name}"
 
 
 def _leave(call: TokenCall) -> Callable[[], None] | None:
@@ -357,7 +360,9 @@ def _taken_log(request: TokenRequest) -> Callable[[], None] | None:
     return log
 
 
-def _log(fields: Mapping[str, object] | None, result: TokenResult | None, serves: float | None, pause: float) -> None:
+def _log(
+    fields: Mapping[str, object] | None, result: TokenResult | None, serves: float | None, pause: float, place: str
+) -> None:
     """Write the log records of a request.
 
     Args:
@@ -365,8 +370,11 @@ def _log(fields: Mapping[str, object] | None, result: TokenResult | None, serves
         result: What it brought.
         serves: Where a refresh failed: the seconds for which the cached token still serves.
         pause: The seconds until the next try.
+        place: Where an error of a user's hook was raised.
     """
     try:
+        if place and result is not None:
+            _logger.debug("%s raised in %s", type(result.error).__name__, place)
         if fields is not None:
             _logger.info(REQUEST_LINE, fields, extra=fields)
         if result is not None and serves is not None:
