@@ -159,6 +159,7 @@ def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None
         assert "asked for its token" in str(decision.error)
         assert isinstance(decision.error, ImdsError)
         assert (decision.error.elapsed, decision.error.resource) == (0.0, "https://a")
+        assert "somewhere else" in (decision.error.hint or "")
     assert before_fetch(entry, _call(), NOW, _request()) == Fetch(request, 1050.0, 1050.0 + GRACE, forced=False)
 
 
@@ -548,5 +549,6 @@ def test_a_call_that_interrupts_its_own_thread(
             assert isinstance(found, Fail)
             assert type(found.error) is ImdsServiceError  # it says nothing of the endpoint, so a chain ends here
             assert "signal handler" in str(found.error)
+            assert "set a flag" in (found.error.hint or "")
     fresh = Return(_hold(entry, FRESH))
     assert in_an_interrupt(entry, NOW, fresh, has_lock=True) is fresh

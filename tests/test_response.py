@@ -331,6 +331,26 @@ def test_shortage(situation: Situation) -> None:
     assert "EMFILE" in verdict.reason
 
 
+FLAGS = ("is_fault", "is_shortage", "is_large")
+
+
+@pytest.mark.parametrize(
+    ("came_back", "flag"),
+    [
+        (NoResponse("TypeError", is_fault=True), "is_fault"),
+        (NoResponse("EMFILE", is_shortage=True), "is_shortage"),
+        (Response(200, IMDS, None, LARGE_BODY), "is_large"),
+        (Response(200, IMDS, None, BROKEN_BODY), None),
+        (NoResponse("refused", is_absent=True), None),
+    ],
+    ids=repr,
+)
+def test_what_the_hint_is_chosen_by(came_back: Response | NoResponse, flag: str | None) -> None:
+    """A fault of a user's transport, a shortage of this machine and a large body are no failures of IMDS."""
+    verdict = judged(came_back, situation=SEEN)
+    assert [getattr(verdict, name) for name in FLAGS] == [name == flag for name in FLAGS]
+
+
 IN_AN_HOUR = int(NOW) + 3600
 LIVES: dict[str, tuple[float, dict[str, Any]]] = {
     "expires_in": (3600, {"expires_in": "3600"}),
@@ -358,7 +378,7 @@ LIVES: dict[str, tuple[float, dict[str, Any]]] = {
     ),
     "Date of a clock that is minutes behind": (
         172_800,
-        {"expires_on": int(NOW) + 172_800, "access_token": jwt(iat=int(NOW) + 299, exp=int(NOW) + 172_801)},
+        {"expires_on": int(NOW) + 172_800, "access_token": jwt(iat=int(NOW) + 300, exp=int(NOW) + 172_801)},
     ),
     "iat is a text": (
         172_800,
