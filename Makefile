@@ -15,7 +15,7 @@ export PYTHONUTF8 := 1
 export LC_ALL := C.UTF-8
 
 # The extras of setup.cfg that make up each set.
-EXTRAS_demo := keyvault,testing
+EXTRAS_demo := demo
 EXTRAS_test := test
 EXTRAS_lint := lint
 EXTRAS_docs := docs
