@@ -285,7 +285,7 @@ def test_samples_page() -> None:
 
 
 # The extras that the targets of make install.
-SETS_OF_THE_PROJECT = {"adapters", "docs", "fuzz", "integration", "lint", "matrix", "mutation", "test"}
+SETS_OF_THE_PROJECT = {"adapters", "demo", "docs", "fuzz", "integration", "lint", "matrix", "mutation", "test"}
 
 
 def test_extras_table() -> None:
