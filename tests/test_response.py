@@ -343,7 +343,7 @@ FLAGS = ("is_fault", "is_shortage", "is_large")
         (Response(200, IMDS, None, BROKEN_BODY), None),
         (NoResponse("refused", is_absent=True), None),
     ],
-    ids=repr,
+    ids=["fault", "shortage", "large body", "broken body", "refused"],
 )
 def test_what_the_hint_is_chosen_by(came_back: Response | NoResponse, flag: str | None) -> None:
     """A fault of a user's transport, a shortage of this machine and a large body are no failures of IMDS."""
