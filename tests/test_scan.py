@@ -18,7 +18,7 @@ import yaml
 from scan_corpus import NEGATIVES, POSITIVES, megabytes
 
 from azure_imds_credential.testing import Finding, ImdsEmulator, scan_recordings
-from azure_imds_credential.testing._recording.fakes import dummy_token
+from azure_imds_credential.testing._recording.fakes import dummy_token, fake_text
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 
@@ -164,6 +164,25 @@ def test_a_dummy_is_known_by_its_signature_alone(tmp_path: Path) -> None:
     head, claims, _ = DUMMY.split(".")
     (tmp_path / "a.yaml").write_text(body(f"{head}.{claims}.{LIVE.rpartition('.')[2]}"))
     assert [finding.what for finding in scan_recordings([tmp_path])] == ["token"]
+
+
+def test_fakes_that_decode_to_a_text(tmp_path: Path) -> None:
+    """What a fake of a base64 value decodes to is spelled by chance, and is no finding."""
+    real = base64.b64encode(b"plainone1").decode()
+    fakes = sorted({fake_text(real, str(seed)) for seed in range(3000)})
+    assert any(is_text(base64.b64decode(fake)) for fake in fakes), "else this test would prove nothing"
+    names = {f"token-{number}": fake for number, fake in enumerate(fakes)}
+    document = {"kind": "Secret", "type": "bootstrap.kubernetes.io/token", "data": names}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert scan_recordings([tmp_path]) == []
+
+
+def is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def test_a_finding_says_where_and_never_what(tmp_path: Path) -> None:

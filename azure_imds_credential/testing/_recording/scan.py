@@ -287,10 +287,14 @@ class _Scan:
         ):
             self.rules.enter(str(content["request"].get("method")), content["request"]["uri"])
             self.rules.hands_out = self.rules.hands_out and not _is_error(content.get("response"))
-        if beside.get("encoding") == "base64":  # how HAR writes a body that is no text
+        if beside.get("encoding") == "base64" and not is_fake(
+            beside.get("text", "")
+        ):  # how HAR writes a body that is no text
             self.content(from_base64(beside.get("text", "")) or b"", (where, "text"))
         if beside.get("kind") == "Secret" and isinstance(content.get("data"), dict):  # Kubernetes
             for name, value in content["data"].items():
+                if is_fake(str(value)):  # what it decodes to is spelled by chance
+                    continue
                 plain = from_text_base64(str(value)) or _short_base64(str(value))
                 if plain is not None and not is_placeholder(plain) and not is_fake(plain) and not is_harmless(plain):
                     self.note("secret value", str(value), ((where, "data"), name))
