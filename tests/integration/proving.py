@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,9 +46,16 @@ def sample_environment(ca_file: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port on which nothing listens now.
+
+    It is below those that a system gives to outgoing connections and to who binds to 0: one of those may be taken
+    before the server starts. Hypothesis seeds `random`, so the choice is the system's.
+    """
+    for _ in range(100):
+        port = 20_000 + secrets.randbelow(10_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("a hundred ports were taken")
 
 
 def tool(name: str) -> str:
