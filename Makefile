@@ -58,6 +58,7 @@ integration: $(VENV)/installed-integration
 fuzz: $(VENV)/installed-fuzz
 	$(RUN) pytest tests/test_fuzz.py -k coverage_guided $(ARGS)
 
+# By itself on a machine: mutmut signals the process IDs of mutants that have ended, which other programs may have then.
 # One change at a time in the pure modules: does a test notice? A quarter of an hour; docs/proofs.md lists what survives.
 mutants: $(VENV)/installed-mutants
 	rm -rf mutants
