@@ -47,5 +47,5 @@ def _candidates() -> Iterator[Path]:
     for place in (Path(sys.base_prefix).parent, *(root / "versions" for root in roots), Path("/opt")):
         folders += sorted(place.glob("*/bin"))
     for folder in dict.fromkeys(folders):
-        if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+        if os.access(folder, os.R_OK | os.X_OK) and folder.is_dir():  # is_dir may raise elsewhere
             yield from (each for each in sorted(folder.iterdir()) if re.fullmatch(r"python3\.\d+t?", each.name))
