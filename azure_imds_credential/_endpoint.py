@@ -144,7 +144,7 @@ class Endpoint:
 
     @property
     def is_boot_retry_used(self) -> bool:
-        """Whether some credential of the process has given a young machine time already."""
+        """Whether some credential of the process has given a machine that has just started time already."""
         return self._shared.is_boot_retry_used
 
     @property
@@ -159,7 +159,7 @@ class Endpoint:
                 self._seen_by.seen = True
 
     def note_boot_retry(self, request: TokenRequest) -> None:
-        """Remember that a young machine was given time."""
+        """Remember that a machine that has just started was given time."""
         with self.limiter.lock:
             if request.endpoint_generation == self.generation:
                 self._shared.is_boot_retry_used = True

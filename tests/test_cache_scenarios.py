@@ -11,7 +11,7 @@ from cache_machine import DAY, TIMEOUT, URL, CacheMachine, Caller
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential._cache import token_cache
-from azure_imds_credential._cache.token_cache import MIN_SWEEP
+from azure_imds_credential._cache.token_cache import MIN_SWEEP, Filling
 from azure_imds_credential._cache.token_entry import CLOCK_CHECK_INTERVAL, TokenEntry
 from azure_imds_credential._endpoint import MAX_CONCURRENT, RateLimiter
 from azure_imds_credential._request import TokenRequest, TokenResult
@@ -561,13 +561,19 @@ def test_an_entry_in_use_is_not_dropped(machine: CacheMachine) -> None:
     assert not under_way.done
 
 
-def test_an_entry_that_is_dropped_before_its_caller_is_counted(machine: CacheMachine) -> None:
-    """The caller and the next one share the entry that stands in its place, and so one request."""
+def fill_of_a_dropped_entry(machine: CacheMachine) -> tuple[TokenEntry, Filling]:
+    """Return an entry that was dropped before its caller was counted, and the call of that caller."""
     options: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0)
     dropped = machine.entry()
     filling = machine.cache.fill(dropped, options, force_refresh=False)
     for number in range(2 * MIN_SWEEP):
         machine.entry(f"https://{number}")
+    return dropped, filling
+
+
+def test_an_entry_that_is_dropped_before_its_caller_is_counted(machine: CacheMachine) -> None:
+    """The caller and the next one share the entry that stands in its place, and so one request."""
+    dropped, filling = fill_of_a_dropped_entry(machine)
     other = Caller(machine)
     assert other.entry is not dropped
     request, _ = next(filling)
@@ -581,11 +587,7 @@ def test_an_entry_that_is_dropped_before_its_caller_is_counted(machine: CacheMac
 
 def test_an_entry_that_is_dropped_comes_back_with_its_caller(machine: CacheMachine) -> None:
     """Where no other stands in its place, later callers find it."""
-    options: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0)
-    dropped = machine.entry()
-    filling = machine.cache.fill(dropped, options, force_refresh=False)
-    for number in range(2 * MIN_SWEEP):
-        machine.entry(f"https://{number}")
+    dropped, filling = fill_of_a_dropped_entry(machine)
     next(filling)
     assert machine.entry() is dropped
     assert dropped.callers == 1
