@@ -1,9 +1,9 @@
 """What this process knows of one base URL, and how fast it may send requests there."""
 
-# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
+from __future__ import annotations
+
 import threading
 from collections import deque
-from typing import NamedTuple
 
 from ._clock import Clock
 from ._request import TokenRequest
@@ -96,13 +96,18 @@ class RateLimiter:
         return self.recent[0] + WINDOW - now if self.recent else None
 
 
-class Absence(NamedTuple):
-    """The error that told that there is no IMDS, and how long it is believed."""
+class Absence:
+    """The error that told that there is no IMDS, and how long it is believed.
 
-    error: ImdsError
-    noted_at: float
-    until: float
-    can_probe: bool  # a connect attempt would tell something new
+    Args:
+        error: The error.
+        noted_at: Time of `Clock.now`.
+        until: Time of `Clock.now`.
+        can_probe: A connect attempt would tell something new.
+    """
+
+    def __init__(self, error: ImdsError, noted_at: float, until: float, *, can_probe: bool) -> None:
+        self.error, self.noted_at, self.until, self.can_probe = error, noted_at, until, can_probe
 
 
 class UrlState:
@@ -196,7 +201,7 @@ class Endpoint:
         self._found_listener = self._found_listener and has_listener
         self._is_probing = False
         can_probe = not has_listener and not self.custom_pipeline
-        self.absence = Absence(error, now, now + ABSENCE_MEMORY, can_probe)
+        self.absence = Absence(error, now, now + ABSENCE_MEMORY, can_probe=can_probe)
 
     def absence_to_probe(self, now: float) -> Absence | None:
         """Return the memory for which connect attempts should begin, because a caller asks; None: they are made."""
@@ -216,7 +221,8 @@ class Endpoint:
         if self.absence is not absence:
             return None  # cleared, or learned anew meanwhile
         self._found_listener = found
-        self.absence = None if found else absence._replace(until=now + ABSENCE_MEMORY)
+        renewed = Absence(absence.error, absence.noted_at, now + ABSENCE_MEMORY, can_probe=absence.can_probe)
+        self.absence = None if found else renewed
         self._is_probing = not found and now < self._asked_at + ABSENCE_MEMORY
         return self.absence if self._is_probing else None
 

@@ -23,17 +23,35 @@ class TokenKey(NamedTuple):
     resource: str
 
 
-class TokenResult(NamedTuple):
-    """How a request ended: with a token and the time of `Clock.now` at which it expires, or with an error."""
+class TokenResult:
+    """How a request ended: with a token, or with an error.
 
-    access_token: str = ""
-    expires_at: float = NEVER
-    error: BaseException | None = None
-    is_absent: bool = False  # nothing answers there; that is worth remembering
-    has_listener: bool = False  # but something accepts connections
-    timed_out: bool = False  # a caller with more time may succeed
-    retry_after: float = 0.0  # seconds that the server asked the next caller to wait
-    log_fields: Mapping[str, object] | None = None
+    Args:
+        access_token: The token.
+        expires_at: Time of `Clock.now` at which it expires.
+        error: Why there is none.
+        is_absent: Nothing answers there; that is worth remembering.
+        has_listener: But something accepts connections.
+        timed_out: A caller with more time may succeed.
+        retry_after: Seconds that the server asked the next caller to wait.
+        log_fields: What the one log line of the request holds.
+    """
+
+    def __init__(
+        self,
+        access_token: str = "",
+        expires_at: float = NEVER,
+        *,
+        error: BaseException | None = None,
+        is_absent: bool = False,
+        has_listener: bool = False,
+        timed_out: bool = False,
+        retry_after: float = 0.0,
+        log_fields: Mapping[str, object] | None = None,
+    ) -> None:
+        self.access_token, self.expires_at, self.error = access_token, expires_at, error
+        self.is_absent, self.has_listener = is_absent, has_listener
+        self.timed_out, self.retry_after, self.log_fields = timed_out, retry_after, log_fields
 
     def __repr__(self) -> str:
         return f"TokenResult(error={self.error!r})"  # never the token

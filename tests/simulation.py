@@ -135,7 +135,7 @@ class Simulation(CacheMachine):
         self.brought.append(error)
         if not request.forced:
             self.failed_at = self.now
-        self.end(TokenResult(error=error)._replace(**members), index=index)
+        self.end(TokenResult(error=error, **members), index=index)
 
     def abandon(self, index: int) -> None:
         """A request ends that was never sent."""

@@ -27,7 +27,7 @@ from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _optio
 from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._endpoint import ABSENCE_MEMORY, Absence, Endpoint
-from azure_imds_credential._imds import client, connect, retry
+from azure_imds_credential._imds import connect, retry, retry_policy
 from azure_imds_credential._imds.hints import plainly_not_azure
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
@@ -51,9 +51,9 @@ def in_a_network_that_swallows(program: str) -> Any:
     common = """
         import asyncio, json, threading, time
         import azure_imds_credential, azure_imds_credential.aio
-        from azure_imds_credential._imds import client, connect
+        from azure_imds_credential._imds import connect, retry_policy
 
-        client.BOOT_TIME = 0  # also on a machine that has just started
+        retry_policy.BOOT_TIME = 0  # also on a machine that has just started
 
         def ask(kind, url, **arguments):
             package = azure_imds_credential.aio if kind == "aio" else azure_imds_credential
@@ -258,7 +258,7 @@ def test_urgent_calls(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmula
 def test_machine_that_just_started(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused address is tried again for up to 10 s, once; a program that starts before IMDS gets its token."""
     clock = StillTime(now=30.0)
-    monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
+    monkeypatch.setattr(retry_policy, "BOOT_TIME", retry.BOOT_TIME)
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
     with ImdsEmulator(clock=clock.wall) as imds, imds.down():
         with pytest.raises(ImdsUnavailableError) as caught:
@@ -284,7 +284,7 @@ def test_imds_after_boot(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> Non
                 if self.now() > 34.0:
                     down.__exit__(None, None, None)
 
-        monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
+        monkeypatch.setattr(retry_policy, "BOOT_TIME", retry.BOOT_TIME)
         monkeypatch.setattr(_options, "process_cache", TokenCache(Booting(now=30.0)))
         down.__enter__()
         assert flavor.ask(imds.endpoint).token in imds.tokens
@@ -467,19 +467,19 @@ def test_a_boot_retry_from_before_forget_tokens(flavor: Flavor, monkeypatch: pyt
                 forget_tokens()
 
     clock = Booting(now=30.0)
-    monkeypatch.setattr(client, "BOOT_TIME", retry.BOOT_TIME)
+    monkeypatch.setattr(retry_policy, "BOOT_TIME", retry.BOOT_TIME)
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
     with ImdsEmulator(clock=clock.wall) as imds, imds.down():
         credential = flavor.ImdsCredential(endpoint=imds.endpoint)
         endpoint = credential._options.entry((VAULT,)).endpoint
-        original, used = client.next_delay, list[bool]()
+        original, used = retry_policy.next_delay, list[bool]()
 
         def watched(*arguments: Any) -> float | None:
             if cleared:
                 used.append(endpoint.is_boot_retry_used)
             return original(*arguments)
 
-        monkeypatch.setattr(client, "next_delay", watched)
+        monkeypatch.setattr(retry_policy, "next_delay", watched)
         with pytest.raises(ImdsUnavailableError):
             flavor.run(credential.get_token(VAULT))
     assert used

@@ -24,7 +24,7 @@ from azure.core.credentials import AccessToken, AccessTokenInfo
 from azure.core.exceptions import ClientAuthenticationError
 from flavors import VAULT, Flavor, VirtualTime
 
-from azure_imds_credential._imds import client
+from azure_imds_credential._imds import retry_policy
 from azure_imds_credential.testing import (
     EntraDouble,
     FederatedCredential,
@@ -182,7 +182,7 @@ def test_chain_stops_at_guest_agent(
     flavor: Flavor, developer: Developer, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chain stops where the Metadata Security Protocol refuses this process."""
-    monkeypatch.setattr(client, "has_proxy_agent", lambda: True)
+    monkeypatch.setattr(retry_policy, "has_proxy_agent", lambda: True)
     imds.script(faults.status(403, headers={"Server": None, "x-ms-request-id": None}), seconds=math.inf)
     with pytest.raises(ClientAuthenticationError, match="azure-proxy-agent"):
         in_chain(flavor, developer, endpoint=imds.endpoint)

@@ -26,7 +26,7 @@ from azure_imds_credential import ImdsError, _options
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._cache.token_entry import CachedToken
 from azure_imds_credential._clock import Clock
-from azure_imds_credential._imds import client
+from azure_imds_credential._imds import retry_policy
 from azure_imds_credential._request import Wait
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 from azure_imds_credential.testing._emulator.rate_limits import IDENTITY_AT_ONCE
@@ -197,7 +197,7 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
     """No failed call while a valid token is held, no wrong token, and a bounded rate of requests."""
     shared = FastCache(FastClock())
     monkeypatch.setattr(_options, "process_cache", shared)
-    monkeypatch.setattr(client, "READ_TIMEOUT", client.READ_TIMEOUT / SPEED)
+    monkeypatch.setattr(retry_policy, "READ_TIMEOUT", retry_policy.READ_TIMEOUT / SPEED)
 
     found = Findings()
     begun_at, stop_at = time.monotonic(), time.monotonic() + SECONDS

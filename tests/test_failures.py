@@ -24,7 +24,7 @@ from azure_imds_credential import (
     ImdsUnavailableError,
 )
 from azure_imds_credential._cache import decision
-from azure_imds_credential._imds import client
+from azure_imds_credential._imds import retry_policy
 from azure_imds_credential._imds.hints import has_proxy_agent
 from azure_imds_credential._imds.response import BODY_LIMIT
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
@@ -270,7 +270,7 @@ def test_seen(
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     flavor.run(credential.get_token("https://management.azure.com"))
     if fault is faults.hang:
-        monkeypatch.setattr(client, "READ_TIMEOUT", 0.1)
+        monkeypatch.setattr(retry_policy, "READ_TIMEOUT", 0.1)
     imds.clear_requests()
     if fault is None:
         with imds.down(), pytest.raises(error) as caught:
@@ -553,7 +553,7 @@ def test_guest_agent(status: int, flavor: Flavor, imds: ImdsEmulator, monkeypatc
     imds.script(faults.status(status, headers=UNKNOWN_SERVER | {"Server": None}), seconds=math.inf)
     with pytest.raises(ImdsUnavailableError):
         flavor.ask(imds.endpoint)
-    monkeypatch.setattr(client, "has_proxy_agent", lambda: True)
+    monkeypatch.setattr(retry_policy, "has_proxy_agent", lambda: True)
     with pytest.raises(ImdsRequestError, match=r"azure-proxy-agent") as caught:
         flavor.ask(imds.endpoint)
     assert caught.value.status == status

@@ -23,7 +23,7 @@ from azure_imds_credential._cache.token_entry import (
     refresh_delay,
 )
 from azure_imds_credential._clock import Clock, boot_clock
-from azure_imds_credential._endpoint import Endpoint, UrlState
+from azure_imds_credential._endpoint import Absence, Endpoint, UrlState
 from azure_imds_credential._identity import Identity
 from azure_imds_credential._request import NEVER, TokenKey, TokenRequest, TokenResult
 
@@ -300,7 +300,10 @@ def test_absence_is_noted(entry: TokenEntry, is_absent: bool, has_listener: bool
     """The endpoint remembers that nothing answers, whether something listens there, and when that was."""
     error = ImdsUnavailableError("nothing")
     entry.note_failure(TokenResult(error=error, is_absent=is_absent, has_listener=has_listener), 100.0, forced=True)
-    assert entry.endpoint.absence == ((error, 100.0, 130.0, not has_listener) if is_absent else None)
+    absence = entry.endpoint.absence
+    assert (absence is not None) is is_absent
+    if absence is not None:
+        assert vars(absence) == vars(Absence(error, 100.0, 130.0, can_probe=not has_listener))
 
 
 def test_a_refresh_that_cannot_start(entry: TokenEntry, clock: StillTime) -> None:

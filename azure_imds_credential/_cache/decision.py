@@ -1,8 +1,9 @@
 """What a call of `get_token` does next. Pure: an entry, a call and the time in, a decision out."""
 
-# Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
+from __future__ import annotations
+
 import math
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from .._errors import copy_of, local_error, remembered, timeout_error
 from .._request import GRACE, TokenRequest
@@ -46,32 +47,49 @@ class TokenCall:
             self.identity_error = error
 
 
-class Return(NamedTuple):
+class Return:
     """Hand out this token."""
 
-    cached: CachedToken
+    def __init__(self, cached: CachedToken) -> None:
+        self.cached = cached
 
 
-class Fail(NamedTuple):
+class Fail:
     """Raise this error."""
 
-    error: BaseException
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
-class Pause(NamedTuple):
+class Pause:
     """Look again at this time."""
 
-    until: float
+    def __init__(self, until: float) -> None:
+        self.until = until
 
 
-class Fetch(NamedTuple):
-    """Wait for a request."""
+class Fetch:
+    """Wait for a request.
 
-    join: TokenRequest | None  # None: start one
-    deadline: float  # of a new one
-    wait_until: float
-    forced: bool
-    in_background: bool = False  # a cached token serves, also when the request has not ended by `wait_until`
+    Args:
+        join: The request; None to start one.
+        deadline: Of a new one.
+        wait_until: Time of `Clock.now` at which the caller goes on without it.
+        forced: A newer token is wanted than the one that is cached.
+        in_background: A cached token serves, also when the request has not ended by `wait_until`.
+    """
+
+    def __init__(
+        self,
+        join: TokenRequest | None,
+        deadline: float,
+        wait_until: float,
+        *,
+        forced: bool,
+        in_background: bool = False,
+    ) -> None:
+        self.join, self.deadline, self.wait_until = join, deadline, wait_until
+        self.forced, self.in_background = forced, in_background
 
 
 Decision: TypeAlias = Return | Fail | Pause | Fetch

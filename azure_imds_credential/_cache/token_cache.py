@@ -216,7 +216,7 @@ class TokenCache:
                     new = _new_request(entry, decision, now, inside)
                     _starting.set(new)  # first: from the next line on other calls may join it
                     entry.set_request(new)
-                    decision = decision._replace(join=new)
+                    decision.join = new
                 if isinstance(decision, Fetch) and decision.join is not None:
                     call.joined = decision.join
                     call.joined.waiting += 1

@@ -1,0 +1,236 @@
+"""Attempts: each is sent, what comes back is judged, and that decides about the next one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from azure.core.pipeline.policies import HTTPPolicy
+
+from .._clock import Clock
+from .._endpoint import Endpoint
+from .._errors import request_summary
+from .._request import TokenRequest, TokenResult
+from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
+from .connect import connect_timeout
+from .hints import has_proxy_agent, hint_for
+from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
+from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, judge
+from .retry import BOOT_TIME, Retry, last_chance, next_delay
+
+READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, and takes some while it asks Entra
+DEADLINE_MARGIN = 0.05  # seconds before the deadline in which a failed attempt counts as cut off by it
+
+# https://github.com/Azure/azure-rest-api-specs specification/imds/data-plane, 2023-07-01: "must be 'true'".
+BYPASS_CACHE = "&bypass_cache=true"
+CLIENT_REQUEST_ID = "x-ms-client-request-id"
+
+# Whether the response names the identity that was selected.
+_MATCH = {True: "confirmed", False: "unconfirmed", None: "not selected"}
+
+_logger = logging.getLogger("azure_imds_credential")
+
+
+class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
+    """The policy in the pipeline that sends attempts, judges what comes back, and asks again.
+
+    msal cannot judge a response (it takes a token from a 500, drops `client_id`, logs odd bodies), so this does, and
+    raises our errors through msal.
+    """
+
+    def __init__(self, request: TokenRequest, endpoint: Endpoint, options: Mapping[str, Any], clock: Clock) -> None:
+        self._request, self._endpoint, self._options, self._clock = request, endpoint, options, clock
+        self._started = self.sent_at = clock.now()
+        self._attempts = self._throttled = 0
+        self._timed_out = self._has_seen = False
+        self._client_request_id: str | None = None
+        self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
+        self.pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
+        self.verdict = Verdict(
+            ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
+        )
+        # Once per process and URL: a machine without IMDS would pay for it at each call.
+        self._is_booting = clock.now() < BOOT_TIME and not endpoint.is_boot_retry_used
+
+    def acquire_slot(self, error: ImdsError | None = None) -> None:
+        """Wait until the rate limit permits an attempt.
+
+        Raises:
+            ImdsError: Not before the deadline: the given error, or that nothing was sent.
+        """
+        if not self._endpoint.limiter.acquire(self._request, self._clock):
+            self._timed_out = True
+            raise error or self._error()
+
+    def send(self, request: Any) -> Any:
+        """Repeat the attempt until it brings a token, deserves no other, or the time is up."""
+        http_request = request.http_request
+        self._client_request_id = http_request.headers.get(CLIENT_REQUEST_ID)
+        while True:
+            response = self._attempt(request)
+            verdict = self.verdict
+            if verdict.error is None:
+                return response
+            if verdict.status == 400 and http_request.url.endswith(BYPASS_CACHE):
+                # The parameter is documented, its effect is not: an IMDS that refuses it still has a token.
+                http_request.url = http_request.url.removesuffix(BYPASS_CACHE)
+                self.acquire_slot()
+                continue
+            delay = self._next_delay()
+            error = self._error()
+            if self._timed_out and verdict.status is None and self._request.attempt_errors:
+                error = self._request.attempt_errors[-1]  # the deadline cut this attempt: the one before tells more
+            self._request.attempt_errors.append(error)
+            if delay is None:
+                raise error
+            if delay >= self._seconds_left():
+                self._timed_out = True
+                raise error
+            _logger.info("asking IMDS again in %.1f s: %s", delay, verdict.reason, extra={"imds_retry_delay": delay})
+            self._clock.sleep(delay)
+            self.acquire_slot(error)
+
+    def _next_delay(self) -> float | None:
+        """Return the seconds until the next attempt, None when there is none."""
+        verdict, now, clock = self.verdict, self._clock.now(), self._clock
+        since, done = self._failures.get(verdict.retry, (now, 0))
+        self._failures[verdict.retry] = since, done + 1
+        limit = self._options.get("retry_total")
+        if limit is not None and self._attempts > limit:
+            return None
+        if verdict.retry is Retry.BOOTING:
+            self._endpoint.note_boot_retry(self._request)
+        delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, clock.random)
+        if delay is None or verdict.retry_after is not None:
+            return delay
+        return last_chance(delay, self._seconds_left(), clock.random)
+
+    def _attempt(self, request: Any) -> Any:
+        """Send once, with the slot taken, and judge what came back."""
+        response = None
+        self._attempts += 1
+        self.sent_at = self._clock.now()
+        request.context.options.update(self.pipeline.per_request | self._timeouts())
+        came_back: Response | NoResponse
+        try:
+            response = self.next.send(request)
+        except TRANSPORT_ERRORS as error:
+            came_back = no_response(error)
+        else:
+            came_back = self._read(response.http_response)
+        finally:
+            self.pipeline.close_connection()
+            self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
+        self._judge(came_back)
+        if self.verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
+            # The time ran out, so this does not say whether there is an IMDS.
+            self._timed_out = True
+            self.verdict = self.verdict._replace(is_absent=False)
+        return response
+
+    def _judge(self, came_back: Response | NoResponse) -> None:
+        key = self._request.key
+        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
+        self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
+        self._throttled += self.verdict.status == 429
+        if self.verdict.is_imds:
+            self._note_seen()
+
+    def conclude(self, response: Any) -> None:
+        """Judge the answer of a user's policy that sent nothing.
+
+        Raises:
+            ImdsError: There is no token; a policy of the user's may have kept the error back.
+        """
+        if self._attempts == 0:
+            self._judge(self._read(response.http_response))
+        if self.verdict.error is not None:
+            raise self._error()
+
+    def _seen(self) -> bool:
+        """Return whether the endpoint answered as IMDS, also where it was cleared since this request began."""
+        return self._has_seen or self._endpoint.seen
+
+    def _note_seen(self) -> None:
+        self._has_seen = True
+        self._endpoint.note_seen(self._request)
+
+    def _read(self, response: Any) -> Response | NoResponse:
+        try:
+            headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+            if headers.get("server", "").startswith(IMDS_SERVER):
+                self._note_seen()  # now: callers may leave before the body ends
+            body, fault = read_body(response, self._seconds_left)
+            encoding = headers.get("content-encoding", "").strip().lower()
+            if body and encoding not in ("", "identity"):
+                body, fault = None, f"Content-Encoding {encoding!r:.40}, which was not asked for"
+            return Response(int(response.status_code), headers, body, fault)
+        except Exception as error:  # what a user's transport returned is no response
+            return NoResponse(f"the response of the transport cannot be read ({type(error).__name__})", is_fault=True)
+        finally:
+            with suppress(Exception):  # what was not read would keep the connection of a user's transport
+                response.close()
+
+    def _timeouts(self) -> dict[str, float]:
+        left = max(0.001, self._seconds_left())
+        connect, options = connect_timeout(seen=self._seen()), self._options
+        return {
+            "connection_timeout": min(connect, left, options.get("connection_timeout", connect)),
+            "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
+        }
+
+    def _seconds_left(self) -> float:
+        return self._request.deadline - self._clock.now()
+
+    def _error(self) -> ImdsError:
+        """Return the error of the last attempt: what was asked of which endpoint, what came back, what to do next."""
+        verdict, key = self.verdict, self._request.key
+        hint = hint_for(verdict, key.identity)
+        error = (verdict.error or ImdsServiceError)(
+            f"{request_summary(key.resource, key.url, str(key.identity))}: {verdict.reason}. {hint}",
+            status=verdict.status,
+            error_code=verdict.code,
+            error_description=verdict.description,
+            endpoint=key.url,
+            identity=str(key.identity),
+            resource=key.resource,
+            attempts=self._attempts,
+            elapsed=self._clock.now() - self._started,
+            request_id=verdict.request_id,
+            client_request_id=self._client_request_id,
+            hint=hint,
+        )
+        error._reason, error._excerpt = verdict.reason, verdict.excerpt or ""
+        return error
+
+    def fault(self, reason: str) -> ImdsError:
+        """Return the error that tells of a user's hook or policy that failed."""
+        self.verdict = Verdict(ImdsServiceError, excerpt(reason), is_fault=True)
+        return self._error()
+
+    def failure(self, error: ImdsError) -> TokenResult:
+        """Return the result of a request that ended with this error."""
+        return TokenResult(
+            error=error,
+            is_absent=self.verdict.is_absent,
+            has_listener=self.verdict.has_listener,
+            timed_out=self._timed_out,
+            retry_after=self.verdict.retry_after or 0.0,
+        )
+
+    def log_fields(self, result: TokenResult) -> dict[str, object]:
+        """Return what the one log line of the request holds."""
+        key, verdict, now = self._request.key, self.verdict, self._clock.now()
+        return {
+            "imds_identity": str(key.identity),
+            "imds_resource": key.resource,
+            "imds_outcome": "token" if result.error is None else type(result.error).__name__,
+            "imds_attempts": self._attempts,
+            "imds_throttled": self._throttled,
+            "imds_milliseconds": round(1000 * (now - self._started)),
+            "imds_expires_in": round(result.expires_at - now) if result.error is None else None,
+            "imds_client_id": verdict.client_id,
+            "imds_match": _MATCH[verdict.is_confirmed],
+        }
