@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -229,6 +230,11 @@ def endpoint_of_environment() -> str:
 def _base_url(name: str, url: str) -> str:
     if not isinstance(url, str):
         raise TypeError(f"{name} must be a string or None, not {type(url).__name__}")
+    return _valid_base_url(name, url)
+
+
+@lru_cache(maxsize=16)  # a credential without `endpoint` reads the variable at each call that the cache cannot serve
+def _valid_base_url(name: str, url: str) -> str:
     shown = url if "@" not in url else "one with a user"  # whose password is not for messages
     expected = f"{name} must be a base URL such as {DEFAULT_ENDPOINT}, got {shown!r}"
     try:
