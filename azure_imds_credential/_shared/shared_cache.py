@@ -37,9 +37,9 @@ HEAD_START = 1.0  # for which the others only read files, before they import fil
 EXPIRING_TIMEOUT = 2.0  # for which a process waits for a better token than one in its last minutes
 RECENT = 30.0  # a token stored within them is the newest there is
 
-# What a note says: IMDS was asked, IMDS answered with an error, or nothing answered. Each of the three spares time,
-# processor time or requests: docs/shared-cache.md has the figures.
-ASKING, REFUSED, ABSENT = "asking", "refused", "absent"
+# What a note says: IMDS was asked, or nothing answered. An answer, be it an error, ends it. Both spare time and
+# processor time: docs/shared-cache.md has the figures.
+ASKING, ABSENT = "asking", "absent"
 
 _TOKEN, _LOCK, _NOTE = ".token", ".lock", ".note"
 _logger = logging.getLogger("azure_imds_credential")
@@ -114,7 +114,10 @@ class SharedLease:
     def share(self, result: TokenResult) -> TokenResult:
         """Store a result for the other processes, and return what it means for this one."""
         if result.error is not None:
-            self._write_note(ABSENT if result.is_absent else REFUSED)
+            if result.is_absent:
+                self._write_note(ABSENT)
+            elif self._folder is not None:
+                self._folder.remove(self._name + _NOTE)
             return self._or_expiring(result)
         if self._folder is None or (self._lock is not None and not self._folder.holds(self._name + _LOCK, self._lock)):
             return result  # there is no place for it, or everything was forgotten meanwhile
