@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 BUSY = (
     "import sys, threading\nthreading.Thread(target=sys.stdin.read).start()\nwhile threading.active_count() > 1: pass"
@@ -32,33 +33,38 @@ def busy_loops(count: int) -> Iterator[None]:
             loop.communicate()
 
 
+def has_passed(name: str, seed: int, arguments: Sequence[str]) -> bool:
+    """Run the suite once, in the order of this seed, and print how that went."""
+    order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *order, *arguments]
+    begun = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    last = re.sub("^=* | =*$", "", done.stdout.rstrip().rpartition("\n")[2])
+    load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"
+    lines = [f"{name}, seed {seed}: {last}; load {load}, {time.monotonic() - begun:.0f} s in all"]
+    if done.returncode:
+        lines += [done.stdout, f"The same order again: {' '.join(command)}"]
+    print("\n".join(lines), flush=True)
+    return done.returncode == 0
+
+
 def main() -> int:
     """Run, and return the number of runs that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="how often (default: %(default)s)")
     parser.add_argument("--busy", type=int, default=4, help="busy loops beside it (default: %(default)s)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at the same time (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of the first run; the next one has the next number (default: any)")
     options, arguments = parser.parse_known_args()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
-    failed = 0
-    with busy_loops(options.busy):
-        for number in range(options.runs):
-            order = ["--random-order-bucket=global", f"--random-order-seed={seed + number}"]
-            command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *order, *arguments]
-            begun = time.monotonic()
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-            last = re.sub("^=* | =*$", "", done.stdout.rstrip().rpartition("\n")[2])
-            load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"
-            print(
-                f"run {number + 1} of {options.runs}, seed {seed + number}: {last};"
-                f" load {load}, {time.monotonic() - begun:.0f} s in all",
-                flush=True,
-            )
-            if done.returncode:
-                failed += 1
-                print(done.stdout, f"\nThe same order again: {' '.join(command)}", sep="", flush=True)
-    print(f"{options.runs - failed} of {options.runs} runs passed beside {options.busy} busy loops.")
-    return failed
+    with busy_loops(options.busy), ThreadPoolExecutor(options.parallel) as pool:
+        runs = [
+            pool.submit(has_passed, f"run {number + 1} of {options.runs}", seed + number, arguments)
+            for number in range(options.runs)
+        ]
+        passed = sum(run.result() for run in runs)
+    print(f"{passed} of {options.runs} runs passed, {options.parallel} at a time, beside {options.busy} busy loops.")
+    return options.runs - passed
 
 
 if __name__ == "__main__":

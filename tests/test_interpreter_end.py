@@ -5,11 +5,14 @@ A cached token is handed out at once. Without one the call ends within `timeout`
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -101,11 +104,19 @@ HOLDINGS = {
 
 
 @cache
+def _bytecode() -> str:
+    """Return a folder of these tests, so that the packages are compiled once for each Python."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
 def _packages(version: str) -> str | None:
     """Return where a Python finds the dependencies; those that a request needs are pure Python."""
     folder = sysconfig.get_paths()["purelib"]
     trial = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {folder!r}]; import azure_imds_credential._imds.client"
-    command = [INTERPRETERS[version], "-B", "-c", trial]
+    command = [INTERPRETERS[version], "-X", f"pycache_prefix={_bytecode()}", "-c", trial]
     return folder if subprocess.run(command, capture_output=True, check=False, timeout=HANGS).returncode == 0 else None
 
 
@@ -118,7 +129,7 @@ def run(version: str, endpoint: str, *parts: str, timeout: float = TIMEOUT) -> l
     code = "\n".join(f"{name} = {value!r}" for name, value in names.items())
     code += "\n".join(("", PREFACE, *map(textwrap.dedent, parts)))
     done = subprocess.run(
-        [INTERPRETERS[version], "-B", "-c", code],
+        [INTERPRETERS[version], "-X", f"pycache_prefix={_bytecode()}", "-c", code],
         capture_output=True,
         text=True,
         check=False,
