@@ -38,12 +38,12 @@ test: $(VENV)/installed-test
 test-alone: $(VENV)/installed-test
 	$(RUN) pytest -m alone $(ARGS)
 
-# The suite RUNS times in random order, PARALLEL of them at the same time, beside BUSY busy loops (tests/stress.py).
+# The suite RUNS times in random order, AT_ONCE of them at the same time, beside BUSY busy loops (tests/stress.py).
 RUNS ?= 20
-PARALLEL ?= 1
+AT_ONCE ?= 1
 BUSY ?= 4
 test-stress: $(VENV)/installed-test
-	$(BIN)/python tests/stress.py --runs $(RUNS) --parallel $(PARALLEL) --busy $(BUSY) $(ARGS)
+	$(BIN)/python tests/stress.py --runs $(RUNS) --at-once $(AT_ONCE) --busy $(BUSY) $(ARGS)
 
 # On each Python of this machine (noxfile.py). ARGS goes to pytest, NOX to nox.
 test-matrix: $(VENV)/installed-matrix

@@ -97,12 +97,12 @@ class RateLimiter:
 
 
 class Absence:
-    """The error that told that there is no IMDS, and how long it is believed.
+    """The error that told that there is no IMDS, and how long it is believed. It is never changed.
 
     Args:
         error: The error.
-        noted_at: Time of `Clock.now`.
-        until: Time of `Clock.now`.
+        noted_at: Time of `Clock.now` at which it was raised.
+        until: Time of `Clock.now` until which it is believed.
         can_probe: A connect attempt would tell something new.
     """
 
@@ -204,7 +204,10 @@ class Endpoint:
         self.absence = Absence(error, now, now + ABSENCE_MEMORY, can_probe=can_probe)
 
     def absence_to_probe(self, now: float) -> Absence | None:
-        """Return the memory for which connect attempts should begin, because a caller asks; None: they are made."""
+        """Return the absence for which connect attempts are to begin, now that a caller asks.
+
+        None when they are being made already, or would tell nothing new.
+        """
         self._asked_at = now
         absence = self.known_absence(now)
         if absence is None or not absence.can_probe or self._is_probing:
@@ -216,13 +219,16 @@ class Endpoint:
         """Keep what a connect attempt found; it ends or renews the memory that it was made for.
 
         Returns:
-            The memory to probe again. None when there is none any more, or no caller has asked for long.
+            The absence to probe again. None when it is no longer remembered, or no caller has asked for 30 s.
         """
         if self.absence is not absence:
             return None  # cleared, or learned anew meanwhile
         self._found_listener = found
-        renewed = Absence(absence.error, absence.noted_at, now + ABSENCE_MEMORY, can_probe=absence.can_probe)
-        self.absence = None if found else renewed
+        self.absence = (
+            None
+            if found
+            else Absence(absence.error, absence.noted_at, now + ABSENCE_MEMORY, can_probe=absence.can_probe)
+        )
         self._is_probing = not found and now < self._asked_at + ABSENCE_MEMORY
         return self.absence if self._is_probing else None
 

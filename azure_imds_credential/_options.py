@@ -233,7 +233,7 @@ def _base_url(name: str, url: str) -> str:
     return _valid_base_url(name, url)
 
 
-@lru_cache(maxsize=16)  # a credential without `endpoint` reads the variable at each call that the cache cannot serve
+@lru_cache(maxsize=16)  # without `endpoint` the variable is read anew at each call beyond the fast path
 def _valid_base_url(name: str, url: str) -> str:
     shown = url if "@" not in url else "one with a user"  # whose password is not for messages
     expected = f"{name} must be a base URL such as {DEFAULT_ENDPOINT}, got {shown!r}"

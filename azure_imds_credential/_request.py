@@ -24,15 +24,15 @@ class TokenKey(NamedTuple):
 
 
 class TokenResult:
-    """How a request ended: with a token, or with an error.
+    """How a request ended: with a token, or with an error. It is not changed once callers can see it.
 
     Args:
         access_token: The token.
         expires_at: Time of `Clock.now` at which it expires.
         error: Why there is none.
         is_absent: Nothing answers there; that is worth remembering.
-        has_listener: But something accepts connections.
-        timed_out: A caller with more time may succeed.
+        has_listener: Something accepts connections there.
+        timed_out: The time was up: a caller with more may succeed.
         retry_after: Seconds that the server asked the next caller to wait.
         log_fields: What the one log line of the request holds.
     """

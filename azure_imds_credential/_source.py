@@ -59,7 +59,7 @@ def source_and_evidence(
     """Return which source is named, and by which variables or file."""
     environ = os.environ if environ is None else environ
     for source, variables in _SOURCES:
-        if all(map(environ.__contains__, variables)):
+        if all(name in environ for name in variables):
             return source, variables
     if "IDENTITY_ENDPOINT" in environ and "IMDS_ENDPOINT" in environ:
         if environ["IDENTITY_ENDPOINT"]:

@@ -169,15 +169,15 @@ def call(
 ) -> Generator[simpy.Event, None, bool]:
     """Ask until there is a token or the policy gives up; say which."""
     deadline = env.now + timeout
-    troubles: dict[int, tuple[float, int]] = {}
+    failures: dict[int, tuple[float, int]] = {}
     while True:
         status, seconds = imds.ask(env.now)
         if status == OK:
             yield env.timeout(seconds)
             return True
         now = env.now + seconds
-        since, met = troubles.get(status, (now, 0))
-        troubles[status] = since, met + 1
+        since, met = failures.get(status, (now, 0))
+        failures[status] = since, met + 1
         delay = policy.wait(status, met, now - since, deadline - now, rand)
         if delay is None or now + delay >= deadline:
             return False

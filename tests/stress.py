@@ -33,8 +33,8 @@ def busy_loops(count: int) -> Iterator[None]:
             loop.communicate()
 
 
-def has_passed(name: str, seed: int, arguments: Sequence[str]) -> bool:
-    """Run the suite once, in the order of this seed, and print how that went."""
+def run_suite(name: str, seed: int, arguments: Sequence[str]) -> bool:
+    """Run the suite once, in the order of this seed, print how that went, and return whether it passed."""
     order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *order, *arguments]
     begun = time.monotonic()
@@ -53,17 +53,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="how often (default: %(default)s)")
     parser.add_argument("--busy", type=int, default=4, help="busy loops beside it (default: %(default)s)")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at the same time (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, help="runs at the same time (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of the first run; the next one has the next number (default: any)")
     options, arguments = parser.parse_known_args()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
-    with busy_loops(options.busy), ThreadPoolExecutor(options.parallel) as pool:
+    with busy_loops(options.busy), ThreadPoolExecutor(options.at_once) as pool:
         runs = [
-            pool.submit(has_passed, f"run {number + 1} of {options.runs}", seed + number, arguments)
+            pool.submit(run_suite, f"run {number + 1} of {options.runs}", seed + number, arguments)
             for number in range(options.runs)
         ]
-        passed = sum(run.result() for run in runs)
-    print(f"{passed} of {options.runs} runs passed, {options.parallel} at a time, beside {options.busy} busy loops.")
+        try:
+            passed = sum(run.result() for run in runs)
+        except BaseException:  # an interrupt: no other run may start
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    print(f"{passed} of {options.runs} runs passed, {options.at_once} at a time, beside {options.busy} busy loops.")
     return options.runs - passed
 
 

@@ -28,7 +28,7 @@ from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._endpoint import ABSENCE_MEMORY, Absence, Endpoint
 from azure_imds_credential._imds import connect, retry, retry_policy
-from azure_imds_credential._imds.hints import plainly_not_azure
+from azure_imds_credential._imds.machine import plainly_not_azure
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
 NAMESPACE = """

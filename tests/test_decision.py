@@ -76,7 +76,7 @@ def test_a_call_begins() -> None:
         "deadline": 1050.0,
         "identity_deadline": 1020.0,
         "uses_known_absence": False,
-        "has_fetched": False,
+        "has_joined": False,
         "has_paused": False,
         "identity_error": None,
         "joined": None,
@@ -110,7 +110,7 @@ def test_a_wait_is_noted(result: TokenResult | None, remembered: BaseException |
     call, request = _call(), _request()
     request.set_result(result)
     call.note_wait(request)
-    assert call.has_fetched is True
+    assert call.has_joined is True
     assert call.identity_error is remembered
 
 
@@ -176,7 +176,7 @@ def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None
     ids=str,
 )
 def test_remembered_absence(entry: TokenEntry, members: dict[str, Any], now: float, is_told: bool) -> None:
-    """A call that heeds it is told how old it is, and asks when it is forgotten."""
+    """A call that believes it is told how old it is, and asks when it is forgotten."""
     error = ImdsUnavailableError("nothing answers")
     entry.endpoint.absence = Absence(error, 1000.0, 1020.0, can_probe=True)
     decision = before_fetch(entry, _call(**members), now, None)
@@ -319,7 +319,7 @@ def test_a_request_without_a_refresh_gets_no_refresh_of_its_own(entry: TokenEntr
 
 
 @pytest.mark.parametrize(
-    ("forced_at", "has_fetched", "is_shared"),
+    ("forced_at", "has_joined", "is_shared"),
     [
         (NOW - 29.0, False, True),
         (NOW - 30.0, False, False),
@@ -328,12 +328,12 @@ def test_a_request_without_a_refresh_gets_no_refresh_of_its_own(entry: TokenEntr
     ],
 )
 def test_a_forced_token_serves_for_30_seconds(
-    entry: TokenEntry, forced_at: float, has_fetched: bool, is_shared: bool
+    entry: TokenEntry, forced_at: float, has_joined: bool, is_shared: bool
 ) -> None:
     """Then another is forced; within, a token is taken, and a request that is needed is an ordinary one."""
     entry.forced_at = forced_at
     call = _call(force_refresh=True)
-    call.has_fetched = has_fetched
+    call.has_joined = has_joined
     decision = before_fetch(entry, call, NOW, None)
     assert isinstance(decision, Fetch)
     assert decision.forced is (not is_shared)

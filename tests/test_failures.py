@@ -25,7 +25,7 @@ from azure_imds_credential import (
 )
 from azure_imds_credential._cache import decision
 from azure_imds_credential._imds import retry_policy
-from azure_imds_credential._imds.hints import has_proxy_agent
+from azure_imds_credential._imds.machine import has_proxy_agent
 from azure_imds_credential._imds.response import BODY_LIMIT
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
 from azure_imds_credential.testing.faults import End, Fault, Reply, Steps

@@ -34,14 +34,14 @@ class TokenCall:
         self.timeout, self.force_refresh = timeout, force_refresh
         self.deadline, self.identity_deadline = now + timeout, now + wait_for_identity
         self.uses_known_absence = not force_refresh and wait_for_identity == 0
-        self.has_fetched = False  # it has waited for a request
+        self.has_joined = False  # it has joined a request, and maybe waited for it
         self.has_paused = False  # it has paused for an identity: what others were told before is old
         self.identity_error: BaseException | None = None  # the last "no such identity" that it was told
         self.joined: TokenRequest | None = None  # the request that it waits for
 
     def note_wait(self, request: TokenRequest) -> None:
         """Remember a wait for a request, and whether it said that there is no such identity."""
-        self.has_fetched = True
+        self.has_joined = True
         error = request.result.error if request.result is not None else None
         if isinstance(error, IdentityUnavailableError):
             self.identity_error = error
@@ -105,7 +105,7 @@ def before_fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRe
         inside: The request whose hook, policy or log handler makes the call.
     """
     forced = call.force_refresh
-    if forced and not call.has_fetched and now < entry.forced_at + FORCE_INTERVAL:
+    if forced and not call.has_joined and now < entry.forced_at + FORCE_INTERVAL:
         if entry.forced_error is None:
             forced = False  # what was forced a moment ago serves this caller too
         elif not (call.has_paused or _may_still_come(entry.forced_error, call, now)):

@@ -41,7 +41,10 @@ _starting: ContextVar[TokenRequest | None] = ContextVar("_starting", default=Non
 
 
 class CallOptions(Protocol):
-    """What the cache needs of a credential: how long a call may take, and the functions that reach IMDS."""
+    """What the cache needs of a credential: how long a call may take, and the functions that reach IMDS.
+
+    `_options.CredentialOptions` has it.
+    """
 
     timeout: float
     wait_for_identity: float
@@ -178,11 +181,11 @@ class TokenCache:
         try:
             while True:
                 decision = self._decide(entry, options, call)
-                if isinstance(decision, Fetch) and decision.join is not None:  # it is under way by now
+                if isinstance(decision, Fetch) and call.joined is not None:
                     seconds = decision.wait_until - self.clock.now()
-                    if seconds > 0 and not decision.join.done():
-                        yield Wait(decision.join, seconds)
-                    decision = self._conclude(entry, call, decision.join)
+                    if seconds > 0 and not call.joined.done():
+                        yield Wait(call.joined, seconds)
+                    decision = self._conclude(entry, call, call.joined)
                 if isinstance(decision, Return):
                     return decision.cached
                 if isinstance(decision, Fail):
@@ -197,10 +200,10 @@ class TokenCache:
                 log()
 
     def _decide(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Decision:
-        """Decide, and act on it: the request of a `Fetch` is under way afterwards.
+        """Decide, and act on it: after a `Fetch` the call has joined a request that is under way.
 
-        A signal handler or a finalizer may call while its own thread is in here. The request that this thread is about
-        to start runs inside that call then. Where the thread has a lock, no request could end before the call does.
+        A signal handler or a finalizer may call while its own thread is in here. If this thread is about to start a
+        request, that call runs it. If this thread has a lock, that call cannot wait for any request.
         """
         new = probe = None
         inside, starting = current_request.get(), _starting.get()
@@ -212,20 +215,20 @@ class TokenCache:
                 decision = before_fetch(entry, call, now, inside)
                 if has_lock or is_starting:
                     decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
-                if isinstance(decision, Fetch) and decision.join is None:
-                    new = _new_request(entry, decision, now, inside)
-                    _starting.set(new)  # first: from the next line on other calls may join it
-                    entry.set_request(new)
-                    decision.join = new
-                if isinstance(decision, Fetch) and decision.join is not None:
-                    call.joined = decision.join
-                    call.joined.waiting += 1
+                if isinstance(decision, Fetch):
+                    request = decision.join
+                    if request is None:
+                        request = new = _new_request(entry, decision, now, inside)
+                        _starting.set(new)  # first: from the next line on other calls may join it
+                        entry.set_request(new)
+                    request.waiting += 1  # first: counted once too often it costs a log line, once too few a deadlock
+                    call.joined = request
                 elif isinstance(decision, Fail):
                     probe = entry.endpoint.absence_to_probe(now)
                 elif isinstance(decision, Pause):
                     call.has_paused = True
-            if is_starting and isinstance(decision, Fetch) and decision.join is not None:
-                self._run(entry, options, decision.join)
+            if is_starting and call.joined is not None:
+                self._run(entry, options, call.joined)
             elif new is not None:
                 self._start(entry, options, new)
         except BaseException:  # an interrupt: no other caller may wait for a request that never starts
@@ -245,7 +248,7 @@ class TokenCache:
         return any(lock._is_owned() for lock in locks)  # as `threading.Condition` asks its own lock
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
-        """Decide after a wait for a request."""
+        """Decide after a wait for a request; for a refresh in the background there was none."""
         with self._lock:
             call.note_wait(request)
             now = self.clock.now()
@@ -271,7 +274,7 @@ class TokenCache:
             entry.postpone_refresh(self.clock.now())
 
     def _run(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
-        """Fetch a token and keep what comes, unless that is done elsewhere: one request is sent."""
+        """Fetch a token and keep what comes. Do nothing if the request has begun elsewhere, or has ended."""
         token, place = current_request.set(request), ""
         try:
             with self._lock:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from .._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
-from .._imds.hints import has_proxy_agent, plainly_not_azure
+from .._imds.machine import has_proxy_agent, plainly_not_azure
 from .._source import VARIABLES, ManagedIdentitySource, source_and_evidence
 
 # https://learn.microsoft.com/azure/storage/common/storage-use-azcopy-authorize-managed-identity and

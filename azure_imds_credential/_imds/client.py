@@ -17,7 +17,7 @@ from .._request import TokenRequest, TokenResult
 from ..exceptions import ImdsError, ImdsUnavailableError
 from .retry_policy import BYPASS_CACHE, CLIENT_REQUEST_ID, ImdsRetryPolicy
 
-_IDENTITY = msal.UserAssignedManagedIdentity  # its attributes spell the dict in which msal takes an identity
+_IDENTITY = msal.UserAssignedManagedIdentity  # names the members of the dict in which msal takes an identity
 _ID_TYPES = {
     "default": _IDENTITY.SYSTEM_ASSIGNED,
     "client_id": _IDENTITY.CLIENT_ID,
@@ -65,7 +65,8 @@ def _acquire_token(request: TokenRequest, policy: ImdsRetryPolicy) -> TokenResul
     Raises:
         ImdsError: There is no token.
     """
-    # Before msal builds its client, which takes longer than a request: a slot must not wait for it.
+    # The slot first: only threads that have one build msal's client, which takes longer than a request. If all built
+    # theirs at once, up to 0.1 s would pass between taking a slot and sending, and other requests would get a 429.
     policy.acquire_slot()
     identity = request.key.identity
     selector = {_IDENTITY.ID_TYPE: _ID_TYPES[identity.kind], _IDENTITY.ID: identity.value}
@@ -106,8 +107,7 @@ class _HttpClient:
         )
         if self._request.bypass_cache:
             request.url += BYPASS_CACHE
-        self._policy.conclude(self._policy.pipeline.run(request))
-        verdict = self._policy.verdict
+        verdict = self._policy.run(request)
         token = {"access_token": verdict.access_token, "expires_in": max(1, int(verdict.life))}
         return SimpleNamespace(status_code=200, headers={}, text=json.dumps(token))
 

@@ -6,7 +6,7 @@ import socket
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from .hints import is_plainly_not_azure
+from .machine import is_plainly_not_azure
 
 # What the IMDS team asks of SDKs (https://github.com/Azure/azure-sdk-for-net/issues/31452): it survives one lost SYN.
 CONNECT_TIMEOUT = 3.0  # seconds

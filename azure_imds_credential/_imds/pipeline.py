@@ -83,14 +83,14 @@ class ImdsPipeline:
     """A pipeline for one request, around the policy that repeats attempts.
 
     Args:
-        attempts: The policy.
+        retry_policy: The policy that repeats attempts.
         endpoint: The base URL that is asked.
         options: The credential's pipeline options.
         seconds_left: Returns the seconds until the request's deadline.
     """
 
     def __init__(
-        self, attempts: HTTPPolicy[Any, Any], endpoint: str, options: Mapping[str, Any], seconds_left: SecondsLeft
+        self, retry_policy: HTTPPolicy[Any, Any], endpoint: str, options: Mapping[str, Any], seconds_left: SecondsLeft
     ) -> None:
         self._session: requests.Session | None = None  # our own; a user's transport is neither opened nor closed
         self.per_request: dict[str, Any] = {"stream": True}  # policies take some out, so each attempt is given them
@@ -104,7 +104,7 @@ class ImdsPipeline:
             if isinstance(transport, RequestsTransport):
                 self.per_request |= _without_environment(endpoint)
             transport = _UserTransport(transport)
-        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, _policies(attempts, options))
+        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, _policies(retry_policy, options))
 
     def run(self, request: Any) -> Any:
         """Send the request, as often as the policy says, and return the response as azure-core's pipelines do."""
@@ -116,12 +116,12 @@ class ImdsPipeline:
             self._session.close()
 
 
-def _policies(attempts: HTTPPolicy[Any, Any], options: Mapping[str, Any]) -> list[Any]:
+def _policies(retry_policy: HTTPPolicy[Any, Any], options: Mapping[str, Any]) -> list[Any]:
     tracing_options = options.get("tracing_options") or {}
     return [
         UserAgentPolicy(_USER_AGENT, user_agent=options.get("user_agent")),
         *options.get("per_call_policies", ()),
-        attempts,
+        retry_policy,
         *options.get("per_retry_policies", ()),
         CustomHookPolicy(**{k: options[k] for k in ("raw_request_hook", "raw_response_hook") if k in options}),
         # Of azure-core's two logging policies the one that never logs a body, which is where the token is.

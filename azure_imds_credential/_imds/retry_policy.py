@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from azure.core.pipeline.policies import HTTPPolicy
+from azure.core.rest import HttpRequest
 
 from .._clock import Clock
 from .._endpoint import Endpoint
@@ -15,12 +16,13 @@ from .._errors import request_summary
 from .._request import TokenRequest, TokenResult
 from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
 from .connect import connect_timeout
-from .hints import has_proxy_agent, hint_for
+from .hints import hint_for
+from .machine import has_proxy_agent
 from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
 from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, judge
 from .retry import BOOT_TIME, Retry, last_chance, next_delay
 
-READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, and takes some while it asks Entra
+READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, or within a few where it asks Entra
 DEADLINE_MARGIN = 0.05  # seconds before the deadline in which a failed attempt counts as cut off by it
 
 # https://github.com/Azure/azure-rest-api-specs specification/imds/data-plane, 2023-07-01: "must be 'true'".
@@ -38,6 +40,12 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
 
     msal cannot judge a response (it takes a token from a 500, drops `client_id`, logs odd bodies), so this does, and
     raises our errors through msal.
+
+    Args:
+        request: What is asked for. It is told the error of each failed attempt.
+        endpoint: What is known of the base URL, and its rate limiter.
+        options: The credential's pipeline options.
+        clock: Clocks, randomness and sleep.
     """
 
     def __init__(self, request: TokenRequest, endpoint: Endpoint, options: Mapping[str, Any], clock: Clock) -> None:
@@ -47,7 +55,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self._timed_out = self._has_seen = False
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
-        self.pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
+        self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
         self.verdict = Verdict(
             ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
         )
@@ -63,6 +71,19 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         if not self._endpoint.limiter.acquire(self._request, self._clock):
             self._timed_out = True
             raise error or self._error()
+
+    def run(self, request: HttpRequest) -> Verdict:
+        """Send a request through the pipeline of this policy; return what the response with the token means.
+
+        Raises:
+            ImdsError: There is no token; a policy of the user's may have kept the error back.
+        """
+        response = self._pipeline.run(request)
+        if self._attempts == 0:  # a policy of the user's answered, and nothing was sent
+            self._judge(self._read(response.http_response))
+        if self.verdict.error is not None:
+            raise self._error()
+        return self.verdict
 
     def send(self, request: Any) -> Any:
         """Repeat the attempt until it brings a token, deserves no other, or the time is up."""
@@ -92,27 +113,12 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             self._clock.sleep(delay)
             self.acquire_slot(error)
 
-    def _next_delay(self) -> float | None:
-        """Return the seconds until the next attempt, None when there is none."""
-        verdict, now, clock = self.verdict, self._clock.now(), self._clock
-        since, done = self._failures.get(verdict.retry, (now, 0))
-        self._failures[verdict.retry] = since, done + 1
-        limit = self._options.get("retry_total")
-        if limit is not None and self._attempts > limit:
-            return None
-        if verdict.retry is Retry.BOOTING:
-            self._endpoint.note_boot_retry(self._request)
-        delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, clock.random)
-        if delay is None or verdict.retry_after is not None:
-            return delay
-        return last_chance(delay, self._seconds_left(), clock.random)
-
     def _attempt(self, request: Any) -> Any:
         """Send once, with the slot taken, and judge what came back."""
         response = None
         self._attempts += 1
         self.sent_at = self._clock.now()
-        request.context.options.update(self.pipeline.per_request | self._timeouts())
+        request.context.options.update(self._pipeline.per_request | self._timeouts())
         came_back: Response | NoResponse
         try:
             response = self.next.send(request)
@@ -121,7 +127,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         else:
             came_back = self._read(response.http_response)
         finally:
-            self.pipeline.close_connection()
+            self._pipeline.close_connection()
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
         self._judge(came_back)
         if self.verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
@@ -130,32 +136,13 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             self.verdict = self.verdict._replace(is_absent=False)
         return response
 
-    def _judge(self, came_back: Response | NoResponse) -> None:
-        key = self._request.key
-        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
-        self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
-        self._throttled += self.verdict.status == 429
-        if self.verdict.is_imds:
-            self._note_seen()
-
-    def conclude(self, response: Any) -> None:
-        """Judge the answer of a user's policy that sent nothing.
-
-        Raises:
-            ImdsError: There is no token; a policy of the user's may have kept the error back.
-        """
-        if self._attempts == 0:
-            self._judge(self._read(response.http_response))
-        if self.verdict.error is not None:
-            raise self._error()
-
-    def _seen(self) -> bool:
-        """Return whether the endpoint answered as IMDS, also where it was cleared since this request began."""
-        return self._has_seen or self._endpoint.seen
-
-    def _note_seen(self) -> None:
-        self._has_seen = True
-        self._endpoint.note_seen(self._request)
+    def _timeouts(self) -> dict[str, float]:
+        left = max(0.001, self._seconds_left())
+        connect, options = connect_timeout(seen=self._seen()), self._options
+        return {
+            "connection_timeout": min(connect, left, options.get("connection_timeout", connect)),
+            "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
+        }
 
     def _read(self, response: Any) -> Response | NoResponse:
         try:
@@ -173,16 +160,39 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             with suppress(Exception):  # what was not read would keep the connection of a user's transport
                 response.close()
 
-    def _timeouts(self) -> dict[str, float]:
-        left = max(0.001, self._seconds_left())
-        connect, options = connect_timeout(seen=self._seen()), self._options
-        return {
-            "connection_timeout": min(connect, left, options.get("connection_timeout", connect)),
-            "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
-        }
+    def _judge(self, came_back: Response | NoResponse) -> None:
+        key = self._request.key
+        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
+        self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
+        self._throttled += self.verdict.status == 429
+        if self.verdict.is_imds:
+            self._note_seen()
+
+    def _seen(self) -> bool:
+        """Return whether the endpoint answered as IMDS, also where it was cleared since this request began."""
+        return self._has_seen or self._endpoint.seen
+
+    def _note_seen(self) -> None:
+        self._has_seen = True
+        self._endpoint.note_seen(self._request)
 
     def _seconds_left(self) -> float:
         return self._request.deadline - self._clock.now()
+
+    def _next_delay(self) -> float | None:
+        """Return the seconds until the next attempt, None when there is none."""
+        verdict, now, clock = self.verdict, self._clock.now(), self._clock
+        since, done = self._failures.get(verdict.retry, (now, 0))
+        self._failures[verdict.retry] = since, done + 1
+        limit = self._options.get("retry_total")
+        if limit is not None and self._attempts > limit:
+            return None
+        if verdict.retry is Retry.BOOTING:
+            self._endpoint.note_boot_retry(self._request)
+        delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, clock.random)
+        if delay is None or verdict.retry_after is not None:
+            return delay
+        return last_chance(delay, self._seconds_left(), clock.random)
 
     def _error(self) -> ImdsError:
         """Return the error of the last attempt: what was asked of which endpoint, what came back, what to do next."""

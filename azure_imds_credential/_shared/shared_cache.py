@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 LOOK_INTERVAL = 0.05  # between two looks while a caller waits for the token; ten times that while none does
 HEAD_START = 1.0  # for which the others only read files, before they import filelock
 EXPIRING_TIMEOUT = 2.0  # for which a process waits for a better token than one in its last minutes
-RECENT = 30.0  # a token stored within them is the newest there is
+ABSENT_WAIT = 2.0  # after which those who wait ask at once where nothing answers
+RECENT = 30.0  # a token that was stored this recently is the newest there is
 
-# What a note says: IMDS was asked, or nothing answered. An answer, be it an error, ends it. Both spare time and
-# processor time: docs/shared-cache.md has the figures.
+# What a note says: IMDS was asked, or nothing answered. Both spare time and processor time: see docs/shared-cache.md.
+# Any other end of the request removes the note.
 ASKING, ABSENT = "asking", "absent"
 
 _TOKEN, _LOCK, _NOTE = ".token", ".lock", ".note"
@@ -177,7 +178,7 @@ class SharedLease:
         token never asks while another does.
         """
         begun, request = self._clock.now(), self._request
-        longest_wait = max(0.0, (request.deadline - begun) / 2)  # filelock takes less for "without end"
+        longest_wait = max(0.0, (request.deadline - begun) / 2)  # filelock takes a negative number for "no limit"
         if self._expiring is not None:  # as for a token of this process in its last minutes
             longest_wait = min(longest_wait, EXPIRING_TIMEOUT)
             request.deadline = min(request.deadline, begun + EXPIRING_TIMEOUT)
@@ -191,7 +192,7 @@ class SharedLease:
                 return True
             # Nothing answers. One process after the other would wait as long for that, so all ask at once. After an
             # error of IMDS they go on one by one: that is as fast, and stays within its limits.
-            return self._clock.now() - begun >= EXPIRING_TIMEOUT and self._read_note(ABSENT) >= begun
+            return self._clock.now() - begun >= ABSENT_WAIT and self._read_note(ABSENT) >= begun
 
         with importing():
             from filelock import FileLock, Timeout
