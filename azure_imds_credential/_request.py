@@ -99,6 +99,7 @@ class TokenRequest:
         self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
         self.is_running = False  # its thread has begun
         self.waiting = 0  # calls that wait for it
+        self.callers = 0  # calls that have waited for it; a refresh in the background has none
         self.log: Callable[[], None] | None = None  # writes its log records, once it has ended
         self._done = False
         self._callbacks: list[Callable[[], object]] = []
@@ -124,11 +125,6 @@ class TokenRequest:
         """Have a function called at the end; return False when the request has ended already."""
         self._callbacks.append(callback)
         return not self._done  # after the append: an end in between has called it, or is seen here
-
-    @property
-    def callers(self) -> int:
-        """How many callers have waited for it."""
-        return len(self._callbacks)
 
     def run_callbacks(self) -> None:
         """Wake the callers that wait."""

@@ -593,3 +593,15 @@ def test_an_entry_that_is_dropped_comes_back_with_its_caller(machine: CacheMachi
     assert dropped.callers == 1
     filling.close()
     assert dropped.callers == 0
+
+
+def test_a_caller_counts_from_the_moment_it_joins(machine: CacheMachine) -> None:
+    """Also one whose request ends before it begins to wait; but not one that gets its old token at once."""
+    caller, other = Caller(machine), Caller(machine)
+    (_, request), *_ = machine.under_way
+    assert (request.callers, request.waiting) == (2, 2)
+    machine.bring("one", 8000.0, caller, other)
+    machine.skip(5000.0)
+    assert Caller(machine).token == "one"
+    ((_, refresh),) = machine.under_way
+    assert (refresh.callers, refresh.waiting) == (0, 0)

@@ -192,9 +192,20 @@ def cause_chaos(imds: Watched, until: float, chance: random.Random) -> Counter[s
     return caused
 
 
-@pytest.mark.slow
-def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No failed call while a valid token is held, no wrong token, and a bounded rate of requests."""
+@dataclass
+class Soak:
+    """What a soak came to."""
+
+    found: Findings
+    most_at_once: int
+    requests_per_second: float
+    token_lives: float  # that it lasted
+    told: str
+
+
+@pytest.fixture
+def soak(monkeypatch: pytest.MonkeyPatch) -> Soak:
+    """Return what a soak of `SECONDS` came to."""
     shared = FastCache(FastClock())
     monkeypatch.setattr(_options, "process_cache", shared)
     monkeypatch.setattr(retry_policy, "READ_TIMEOUT", retry_policy.READ_TIMEOUT / SPEED)
@@ -267,11 +278,28 @@ def test_chaos(monkeypatch: pytest.MonkeyPatch) -> None:
         f"at most {imds.most_at_once} at once; IMDS {dict(caused)}"
     )
     print(told)
+    return Soak(found, imds.most_at_once, requests / passed, passed / TOKEN_LIFETIME, told)
+
+
+@pytest.mark.slow
+def test_chaos(soak: Soak) -> None:
+    """No failed call while a valid token is held, and no wrong token, however slow the machine is."""
+    assert not soak.found.wrong, f"{len(soak.found.wrong)} of {soak.told}: {soak.found.wrong[:10]}"
+    assert soak.found.calls["token"] > 0, soak.told
+
+
+@pytest.mark.alone
+def test_chaos_at_full_speed(soak: Soak) -> None:
+    """Each token is replaced again and again, nearly every call gets one, and the rate of requests is bounded.
+
+    Real time decides: where the machine stops for a second, a minute has passed for the tokens and the requests.
+    """
+    found, told = soak.found, soak.told
     assert not found.wrong, f"{len(found.wrong)} of {told}: {found.wrong[:10]}"
     assert found.calls["token"] > 100 * SECONDS, told
     assert found.calls["token"] > 0.9 * found.calls.total(), told
     assert len(found.tokens) == len(IDENTITIES) * len(RESOURCES), told
-    assert all(len(tokens) >= min(3, passed / TOKEN_LIFETIME) for tokens in found.tokens.values()), told
+    assert all(len(tokens) >= min(3, soak.token_lives) for tokens in found.tokens.values()), told
     assert found.least_left < 30, told
-    assert 0 < imds.most_at_once <= IDENTITY_AT_ONCE, told
-    assert requests / passed < 2, told
+    assert 0 < soak.most_at_once <= IDENTITY_AT_ONCE, told
+    assert soak.requests_per_second < 2, told

@@ -223,6 +223,7 @@ class TokenCache:
                         entry.set_request(new)
                     request.waiting += 1  # first: counted once too often it costs a log line, once too few a deadlock
                     call.joined = request
+                    request.callers += decision.wait_until > now
                 elif isinstance(decision, Fail):
                     probe = entry.endpoint.absence_to_probe(now)
                 elif isinstance(decision, Pause):
