@@ -527,6 +527,17 @@ def test_decisions_change_nothing(entry: TokenEntry) -> None:
     assert (vars(entry), vars(call)) == before
 
 
+def test_a_decision_holds_what_it_was_given(entry: TokenEntry) -> None:
+    """The other tests compare decisions with each other."""
+    cached, request = _hold(entry, FRESH), _request()
+    assert vars(Return(cached)) == {"cached": cached}
+    assert vars(Fail(SERVICE)) == {"error": SERVICE}
+    assert vars(Pause(1.0)) == {"until": 1.0}
+    members = {"join": request, "deadline": 1.0, "wait_until": 2.0, "forced": True}
+    assert vars(Fetch(request, 1.0, 2.0, forced=True)) == members | {"in_background": False}
+    assert vars(Fetch(request, 1.0, 2.0, forced=True, in_background=True)) == members | {"in_background": True}
+
+
 _PAUSE, _FAIL = Pause(NOW + 1.0), Fail(SERVICE)
 _FOREGROUND = Fetch(None, NOW + TIMEOUT, NOW + TIMEOUT, forced=False)
 _FORCED = Fetch(None, NOW + TIMEOUT, NOW + TIMEOUT, forced=True)
