@@ -75,6 +75,14 @@ class VirtualTime(Clock):
             self._ahead += seconds
 
 
+def eventually(happens: Callable[[], object]) -> None:
+    """Wait until something holds that needs no more than other threads; a minute means that it never will."""
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
 class StillTime(Clock):
     """Clocks that stand still until they are set."""
 

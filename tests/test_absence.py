@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 from flavors import VAULT, Flavor, StillTime, VirtualTime
-from tcp import listening, never_read
+from tcp import Listener, listening, never_read
 
 from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _options
 from azure_imds_credential._cache import token_cache
@@ -311,10 +312,16 @@ def test_other_server(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmula
 
 def test_short_timeout(flavor: Flavor, virtual_time: VirtualTime) -> None:
     """A caller with little time learns nothing about the endpoint that others could use."""
-    with listening(never_read) as server:
+
+    def begin_after_the_deadline(connection: socket.socket, _: Listener) -> None:
+        virtual_time.skip(5)
+        connection.sendall(b"H")
+        connection.recv(65536)
+
+    with listening(begin_after_the_deadline) as server:
         for asked in (1, 2):
             with pytest.raises(ImdsUnavailableError):
-                flavor.ask(server.url, timeout=0.2)
+                flavor.ask(server.url, timeout=5)
             assert server.accepted == asked
 
 

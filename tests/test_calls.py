@@ -78,16 +78,13 @@ def test_slots_between_attempts(imds: ImdsEmulator) -> None:
         return (faults.status(503, b"") if sick else faults.ok)(reply)
 
     imds.script(ill, seconds=60)
-    credential = ImdsCredential(endpoint=imds.endpoint, timeout=5)
+    credential = ImdsCredential(endpoint=imds.endpoint)
     with ThreadPoolExecutor(5) as pool:
-        for number in range(5):
-            pool.submit(credential.get_token, f"https://ill{number}.example")
+        others = [pool.submit(credential.get_token, f"https://ill{number}.example") for number in range(5)]
         imds.wait_for_requests(10)  # by then all five wait for their next attempt, or make it
-        begun = time.monotonic()
-        imds.clear_faults()
         assert credential.get_token(VAULT).token
-        assert time.monotonic() - begun < 2.5
-        pool.shutdown(cancel_futures=True)
+        assert not any(other.done() for other in others), "it waited for one of them"
+        imds.clear_faults()
 
 
 def test_chain_after_a_wait_for_a_slot(flavor: Flavor) -> None:

@@ -19,7 +19,7 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError
 from azure.core.pipeline.policies import SansIOHTTPPolicy
 from azure.identity import ManagedIdentityCredential
-from flavors import SYNC, VAULT, Flavor, VirtualTime
+from flavors import SYNC, VAULT, Flavor, VirtualTime, eventually
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
 from azure_imds_credential._cache import token_cache
@@ -28,6 +28,7 @@ from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW
 from azure_imds_credential._request import TokenResult
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
+from azure_imds_credential.testing.faults import End, Reply, Steps
 
 MANY = 64
 
@@ -268,27 +269,45 @@ def test_short_timeout(flavor: Flavor, imds: ImdsEmulator) -> None:
     imds.assert_requests(1)
 
 
-def test_longer_timeout(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_longer_timeout(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """When a request fails at the deadline of its caller, a waiting caller with a later deadline sends another."""
-    answer = threading.Event()
-    imds.script(faults.hang, faults.hold(answer))
+    both_wait, answer = threading.Event(), threading.Event()
+
+    def fail_at_the_deadline(_reply: Reply) -> Steps:
+        while not both_wait.is_set():
+            yield 0.01
+        virtual_time.skip(60)
+        yield End.CLOSE
+
+    imds.script(fail_at_the_deadline, faults.hold(answer))
+    entry = flavor.ImdsCredential(endpoint=imds.endpoint)._options.entry((VAULT,))
     with ThreadPoolExecutor(2) as pool:
-        hasty = pool.submit(flavor.ask, imds.endpoint, timeout=0.5)
+        hasty = pool.submit(flavor.ask, imds.endpoint, timeout=60)
         imds.wait_for_requests(1)
-        patient = pool.submit(flavor.ask, imds.endpoint, timeout=20)
+        patient = pool.submit(flavor.ask, imds.endpoint, timeout=600)
+        eventually(lambda: entry.plain is not None and entry.plain.callers == 2)
+        both_wait.set()
         with pytest.raises(ImdsError):
-            hasty.result(10)
+            hasty.result(60)
         answer.set()  # not sooner: a hasty one who wakes late would get the token too
-        assert patient.result(10).token == imds.tokens[0]
+        assert patient.result(60).token == imds.tokens[0]
     imds.assert_requests(2)
 
 
-def test_overdue_request(flavor: Flavor, imds: ImdsEmulator) -> None:
+def test_overdue_request(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     """When a server sends its header without end, the request exceeds its time, and the next caller sends another."""
-    imds.script(faults.drip(0.05, headers=True))
+
+    def endless_header(_reply: Reply) -> Steps:
+        yield b"HTTP/1.1 200 OK\r\n"
+        virtual_time.skip(60)
+        while True:
+            yield b"X-More: 1\r\n"
+            yield 0.01
+
+    imds.script(endless_header)
     with pytest.raises(ImdsError):
-        flavor.ask(imds.endpoint, timeout=0.3)
-    assert flavor.ask(imds.endpoint, timeout=10).token == imds.tokens[0]
+        flavor.ask(imds.endpoint, timeout=60)
+    assert flavor.ask(imds.endpoint, timeout=60).token == imds.tokens[0]
     imds.assert_requests(2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import socket
@@ -477,9 +478,15 @@ def test_forced_wait_for_identity(flavor: Flavor, imds: ImdsEmulator, late: User
 def test_end_of_wait_for_identity(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the identity does not arrive the error is that of the last response."""
     monkeypatch.setattr(decision, "IDENTITY_INTERVAL", 0.1)
-    with pytest.raises(IdentityUnavailableError):
+
+    def numbered(reply: Reply) -> Steps:
+        members = {"error": "invalid_request", "error_description": f"asked {len(imds.requests)} times"}
+        yield reply.with_body(json.dumps(members).encode()).encode()
+
+    imds.script(numbered, seconds=math.inf)
+    with pytest.raises(IdentityUnavailableError) as caught:
         flavor.ask(imds.endpoint, client_id=IDENTITIES["client_id"], wait_for_identity=0.5, timeout=60)
-    assert 3 <= len(imds.requests) <= 7
+    assert caught.value.error_description == f"asked {len(imds.requests)} times"
 
 
 def test_pauses_of_wait_for_identity(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from flavors import VAULT, Flavor, StillTime, VirtualTime
+from flavors import VAULT, Flavor, StillTime, VirtualTime, eventually
 
 from azure_imds_credential import ImdsError, _options
 from azure_imds_credential._cache import decision
@@ -24,13 +24,6 @@ HOUR = 3600.0
 def _token(flavor: Flavor, credential: Any, **options: Any) -> str:
     token: str = flavor.run(credential.get_token(VAULT, **options)).token
     return token
-
-
-def _eventually(what: Any, timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
 
 
 def test_cached_token(flavor: Flavor, imds: ImdsEmulator) -> None:
@@ -89,7 +82,7 @@ def test_token_during_its_refresh(
     assert [_token(flavor, credential) for _ in range(20)] == [first] * 20
     assert time.monotonic() - begun < 60, "a caller waited for IMDS, which says nothing"
     answer.set()
-    _eventually(lambda: _token(flavor, credential) != first)
+    eventually(lambda: _token(flavor, credential) != first)
     assert _token(flavor, credential) == imds.tokens[-1]
     imds.assert_requests(2)
 
@@ -108,7 +101,7 @@ def test_same_token_again(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsE
         before = len(imds.requests)
         assert _token(flavor, credential) == first
         imds.wait_for_requests(before + 1)
-        _eventually(lambda: credential._entries[(VAULT,)].plain is None)
+        eventually(lambda: credential._entries[(VAULT,)].plain is None)
         asked.append(left)
     assert 7 <= len(asked) <= 12, asked  # 24 h halved until some minutes are left; one day would be 2,880 times 30 s
     ratios = [later / earlier for earlier, later in pairwise(asked)]
@@ -127,15 +120,15 @@ def test_failed_refresh(
         imds.script(faults.status(403, b'{"error":"x","error_description":"y"}'))
         with caplog.at_level(logging.WARNING, "azure_imds_credential"):
             assert _token(flavor, credential) == first
-            _eventually(lambda: any("cached one serves" in record.getMessage() for record in caplog.records))
+            eventually(lambda: any("cached one serves" in record.getMessage() for record in caplog.records))
         assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 1
         caplog.clear()
         virtual_time.skip(pause - 5)
         assert _token(flavor, credential) == first
-        _eventually(lambda: credential._entries[(VAULT,)].plain is None)  # what set out all the same has asked by then
+        eventually(lambda: credential._entries[(VAULT,)].plain is None)  # what set out all the same has asked by then
         assert len(imds.requests) == 2 + number, "it asked again too early"
         virtual_time.skip(6)
-    _eventually(lambda: _token(flavor, credential) != first)
+    eventually(lambda: _token(flavor, credential) != first)
     imds.assert_requests(4)
 
 
@@ -154,7 +147,7 @@ def test_wait_in_the_last_minutes(flavor: Flavor, virtual_time: VirtualTime, imd
     assert [_token(flavor, credential) for _ in range(10)] == [first] * 10
     assert time.monotonic() - begun < 15, "each waited for the same refresh, which takes 20 s"
     answer.set()
-    _eventually(lambda: _token(flavor, credential) != first)
+    eventually(lambda: _token(flavor, credential) != first)
     imds.assert_requests(2)
 
 
@@ -206,7 +199,7 @@ def test_wall_clock_set(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.
     after = flavor.run(credential.get_token(VAULT))
     assert after.expires_on <= max(before.expires_on, clock.wall() + 24 * HOUR)
     imds.wait_for_requests(2)
-    _eventually(lambda: credential._entries[(VAULT,)].plain is None)
+    eventually(lambda: credential._entries[(VAULT,)].plain is None)
     assert flavor.run(credential.get_token(VAULT)).expires_on == pytest.approx(clock.wall() + 24 * HOUR, abs=61)
     imds.assert_requests(2)
 
@@ -320,7 +313,7 @@ def test_timeout_of_a_refresh(flavor: Flavor, virtual_time: VirtualTime, imds: I
     imds.wait_for_requests(2)
     virtual_time.skip(60)
     answer.set()
-    _eventually(lambda: _token(flavor, credential) != first)
+    eventually(lambda: _token(flavor, credential) != first)
     imds.assert_requests(2)
 
 
