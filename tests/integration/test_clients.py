@@ -56,8 +56,11 @@ def _go() -> list[str]:
 
 
 def _rust() -> list[str]:
-    target = USER_CACHE / "rust"
-    command = [_tool("cargo"), "build", "--quiet", "--locked", "--target-dir", str(target)]
+    cargo, target = _tool("cargo"), USER_CACHE / "rust"
+    # rustup's proxy is there without a toolchain, too: it looks for them in HOME, or where RUSTUP_HOME says.
+    if subprocess.run([cargo, "--version"], capture_output=True, env=MACHINE, check=False).returncode:
+        raise Missing("cargo has no toolchain on this machine")
+    command = [cargo, "build", "--quiet", "--locked", "--target-dir", str(target)]
     run(*command, cwd=CLIENTS / "rust", seconds=BUILD_SECONDS, env=MACHINE)
     return [str(target / "debug" / "client")]
 
