@@ -14,14 +14,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from flavors import VAULT, Flavor, StillTime, VirtualTime
+from flavors import VAULT, Flavor, StillTime, VirtualTime, eventually
 from tcp import Listener, listening, never_read
 
 from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _options
@@ -222,9 +220,9 @@ def test_listener(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.Monkey
             with pytest.raises(ImdsUnavailableError) as caught:
                 flavor.run(credential.get_token(VAULT))
             assert ("remembered" in str(caught.value)) is remembered
-        _wait_until(lambda: len(looks) >= 3)
+        eventually(lambda: len(looks) >= 3)
         assert not any(looks)
-    _wait_until(lambda: any(looks) and _endpoint(credential).absence is None)
+    eventually(lambda: any(looks) and _endpoint(credential).absence is None)
     imds.assert_requests(0)
     assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
     count = len(looks)
@@ -235,14 +233,6 @@ def test_listener(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.Monkey
 def _endpoint(credential: Any) -> Endpoint:
     endpoint: Endpoint = credential._options.entry((VAULT,)).endpoint
     return endpoint
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a thread that has nothing left to wait for."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("option", [{"force_refresh": True}, {"wait_for_identity": 5}], ids=str)
@@ -357,7 +347,7 @@ def test_looks_keep_no_context(flavor: Flavor, imds: ImdsEmulator, monkeypatch: 
             for _ in range(2):
                 with pytest.raises(ImdsUnavailableError):
                     flavor.ask(imds.endpoint)
-            _wait_until(lambda: len(found) >= 2)
+            eventually(lambda: len(found) >= 2)
     finally:
         held.reset(token)
     assert set(found) == {"nothing"}

@@ -11,13 +11,13 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+from flavors import eventually
 from raw_http import TOKEN_TARGET, exchange
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential
@@ -171,10 +171,7 @@ def test_four_az_at_once(imds: AzureCliEmulator, az: Az) -> None:
     targets = [f"{TOKEN_TARGET}{number}" for number in range(6)]
     with ThreadPoolExecutor(12) as threads:
         waiting = [threads.submit(exchange, imds.endpoint, target, headers(imds)) for target in targets * 2]
-        deadline = time.monotonic() + 60
-        while len(imds.requests) < 12:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        eventually(lambda: len(imds.requests) >= 12)
         az.release.set()
         assert {answer.result().status for answer in waiting} == {200}
     assert az.most == 4
@@ -188,10 +185,7 @@ def test_too_many_resources(imds: AzureCliEmulator, az: Az, monkeypatch: pytest.
     az.release.clear()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(exchange, imds.endpoint, TOKEN_TARGET, headers(imds))
-        deadline = time.monotonic() + 60
-        while not imds.requests:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        eventually(lambda: imds.requests)
         assert exchange(imds.endpoint, f"{TOKEN_TARGET}x", headers(imds)).status == 429
         az.release.set()
         assert waiting.result().status == 200
@@ -250,10 +244,7 @@ def test_one_az_for_many(imds: AzureCliEmulator, az: Az) -> None:
     az.release.clear()
     with ThreadPoolExecutor(8) as threads:
         waiting = [threads.submit(exchange, imds.endpoint, TOKEN_TARGET, headers(imds)) for _ in range(8)]
-        deadline = time.monotonic() + 60
-        while len(imds.requests) < 8:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        eventually(lambda: len(imds.requests) >= 8)
         assert exchange(imds.endpoint, "/", headers(imds)).status == 404
         az.release.set()
         assert {answer.result().status for answer in waiting} == {200}

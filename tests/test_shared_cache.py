@@ -275,7 +275,7 @@ def test_failing_holders(imds: ImdsEmulator) -> None:
     assert len(errors) == 10
     times = [request.time for request in imds.requests]
     apart = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert min(apart) < 3.0, "each asked when the one before had failed"
+    assert sorted(apart)[len(apart) // 2] < 3.0, "most asked when the one before had failed"
 
 
 def test_refused_holders() -> None:
