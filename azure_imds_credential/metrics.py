@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from ._clock import boot_clock
 from ._extras import extra_needed
 from ._observers import observers
 
@@ -54,8 +53,8 @@ class _Instruments:
     """
 
     def __init__(self, meter: Any) -> None:
-        self._lock = threading.Lock()
-        self._expiries: dict[tuple[str, str], float] = {}  # by identity and resource, of time.monotonic
+        # By identity and resource, of `boot_clock`. Without a lock: a fork would leave it locked in the child.
+        self._expiries: dict[tuple[str, str], float] = {}
         self._requests = meter.create_counter(
             "azure.imds.requests", unit="{request}", description="Requests for a token that ended"
         )
@@ -66,7 +65,7 @@ class _Instruments:
             "azure.imds.request.throttled", unit="{response}", description="Responses with status 429"
         )
         self._duration = meter.create_histogram(
-            "azure.imds.request.duration", unit="s", description="Time from the first attempt to the outcome"
+            "azure.imds.request.duration", unit="s", description="Time from the start of the request to the outcome"
         )
         meter.create_observable_gauge(
             "azure.imds.token.life", [self._lives], unit="s", description="Time until the cached token expires"
@@ -86,20 +85,19 @@ class _Instruments:
         self._callers.add(fields["imds_callers"], token)
         self._throttled.add(fields["imds_throttled"], token)
         if fields["imds_expires_in"] is not None:
-            with self._lock:
-                self._expiries[key] = time.monotonic() + fields["imds_expires_in"]
+            self._expiries[key] = boot_clock() + fields["imds_expires_in"]
 
     def forget(self) -> None:
         """Report no token any more."""
-        with self._lock:
-            self._expiries.clear()
+        self._expiries.clear()
 
     def _lives(self, _options: CallbackOptions) -> Iterable[Observation]:
         from opentelemetry.metrics import Observation
 
-        now = time.monotonic()
-        with self._lock:
-            self._expiries = {key: expiry for key, expiry in self._expiries.items() if expiry > now}
-            expiries = dict(self._expiries)
-        for (identity, resource), expiry in expiries.items():
-            yield Observation(expiry - now, {"azure.imds.identity": identity, "azure.imds.resource": resource})
+        now = boot_clock()
+        for key, expiry in tuple(self._expiries.items()):
+            if expiry <= now:
+                self._expiries.pop(key, None)
+            else:
+                identity, resource = key
+                yield Observation(expiry - now, {"azure.imds.identity": identity, "azure.imds.resource": resource})

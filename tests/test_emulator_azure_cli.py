@@ -210,6 +210,19 @@ def test_the_owner_of_a_socket(host: str, dialled: str) -> None:
         assert socket_owner((host, local[1]), ("127.0.0.9", remote[1])) is None
 
 
+@pytest.mark.skipif(sys.byteorder != "little", reason="the tables have the machine's byte order")
+@pytest.mark.parametrize(("inode", "owner"), [("101", 1000), ("0", None)], ids=["open", "let go"])
+def test_a_socket_without_a_process(inode: str, owner: int | None, tmp_path: Path) -> None:
+    """A socket that its process has let go of has no owner: the kernel's table says 0 there, which would be root."""
+    uid = owner or 0
+    table = tmp_path / "tcp"
+    table.write_text(
+        "sl local remote st tx:rx tr:tm retrnsmt uid timeout inode\n"
+        f"0: 0100007F:C350 0100007F:1FE9 01 0:0 00:0 0 {uid} 0 {inode} 1\n"
+    )
+    assert socket_owner(("127.0.0.1", 0xC350), ("127.0.0.1", 0x1FE9), (str(table),)) == owner
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="users of sockets are known on Linux")
 @pytest.mark.parametrize(
     ("owner", "any_user", "status"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from azure_imds_credential import IdentityUnavailableError, ImdsCredential
+from azure_imds_credential import IdentityUnavailableError, ImdsCredential, _observers, metrics
+from azure_imds_credential._cache import token_cache
 from azure_imds_credential.metrics import record_metrics
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
@@ -140,6 +142,34 @@ def test_recording_ends(imds: ImdsEmulator) -> None:
     provider.shutdown()
 
 
+@pytest.mark.parametrize("has_threads", [True, False], ids=["on a thread", "where no thread can start"])
+def test_observer_that_fails(
+    has_threads: bool, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of an observer costs no caller its token, and no log record; it is reported as one of the thread."""
+
+    def observe(_fields: Any) -> None:
+        raise ValueError("no disk left")
+
+    reported: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    monkeypatch.setattr(_observers, "observers", [observe])
+    if not has_threads:
+        monkeypatch.setattr(token_cache, "_start_thread", lambda *_: False)
+    caplog.set_level(logging.INFO, "azure_imds_credential")
+    assert ImdsCredential(endpoint=imds.endpoint).get_token(VAULT).token in imds.tokens
+    assert [str(each.exc_value) for each in reported] == ["no disk left"]
+    assert len(caplog.records) == 1
+
+
+def test_expired_token_has_no_life(imds: ImdsEmulator, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that has expired is reported no more, by a clock that goes on while the machine sleeps."""
+    ImdsCredential(endpoint=imds.endpoint).get_token(VAULT)
+    now = metrics.boot_clock()
+    monkeypatch.setattr(metrics, "boot_clock", lambda: now + 2 * 86400)
+    assert "azure.imds.token.life" not in read()
+
+
 def test_opentelemetry_is_optional() -> None:
     """The package does not import OpenTelemetry; where it is missing, the error names the extra."""
     program = """
@@ -147,6 +177,7 @@ import sys
 sys.modules["opentelemetry.metrics"] = None
 import azure_imds_credential, azure_imds_credential.aio
 azure_imds_credential.ImdsCredential
+from azure_imds_credential._cache import token_cache
 from azure_imds_credential.metrics import record_metrics
 try:
     record_metrics()

@@ -154,6 +154,16 @@ def test_serve_forgets_when_told(imds: ImdsEmulator, serve: Serving) -> None:
     assert ("forgot", {"tokens": 1}) in serve.told
 
 
+def test_serve_forgets_what_it_held_and_no_more(imds: ImdsEmulator, serve: Serving) -> None:
+    """After `forget` only tokens that were held are asked for past IMDS's own cache, each until it has come."""
+    serve.token()
+    serve.call(serve.service.forget)
+    for resource in ("management.azure.com", "vault.azure.net", "storage.azure.com"):
+        serve.token(f"{TOKEN_PATH}?api-version=2018-02-01&resource=https://{resource}")
+    asked = [(request.param("resource"), request.param("bypass_cache")) for request in imds.token_requests[1:]]
+    assert [bypass for _, bypass in asked] == [None, "true", None]
+
+
 def test_serve_forgets_what_is_under_way(imds: ImdsEmulator, serve: Serving) -> None:
     """A token that was asked for before `forget` reaches those who wait for it, and is not held for others."""
     release = threading.Event()

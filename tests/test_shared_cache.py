@@ -216,7 +216,7 @@ def test_refresh_waits_for_another(
     virtual_time.skip(0.6 * DAY)
     with lock_of(memory):
         assert token_of(credential) == held
-        eventually(lambda: "another process of this user" in caplog.text)
+        eventually(lambda: "Another process of this user" in caplog.text)
         assert token_of(credential) == held
     imds.assert_requests(1)
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import msal
 import pytest
+from flavors import VAULT, Flavor
 from msal import managed_identity as msal_sources
 
 from azure_imds_credential import ImdsCredential, ImdsUnavailableError, ManagedIdentitySource, detect_source
+from azure_imds_credential._endpoint import RateLimiter
 from azure_imds_credential._source import VARIABLES, source_and_evidence
 from azure_imds_credential.testing import ImdsEmulator
 
@@ -146,3 +148,22 @@ def test_chain_goes_on() -> None:
     environment = {**os.environ, "IDENTITY_ENDPOINT": "http://127.0.0.1:9", "IDENTITY_HEADER": "x"}
     said = subprocess.run([sys.executable, "-c", CHAIN], env=environment, check=True, capture_output=True, text=True)
     assert said.stdout.strip() == "goes on"
+
+
+def test_source_that_appears_meanwhile(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that are set while a request is under way end it, and its error says all that every error says."""
+    acquire = RateLimiter.acquire
+
+    def set_variables(limiter: RateLimiter, *args: Any) -> bool:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setenv("IDENTITY_HEADER", "dummy")
+        return acquire(limiter, *args)
+
+    monkeypatch.setattr(RateLimiter, "acquire", set_variables)
+    with pytest.raises(ImdsUnavailableError, match="began to name another token source") as caught:
+        flavor.ask(imds.endpoint)
+    error = caught.value
+    assert (error.endpoint, error.resource, error.identity) == (imds.endpoint, VAULT, "the machine's default identity")
+    assert error.hint
+    assert error.hint in str(error)
+    imds.assert_requests(0)

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from flavors import VAULT, Flavor, StillTime, VirtualTime, eventually
 
-from azure_imds_credential import ImdsError, _options
+from azure_imds_credential import ImdsError, ImdsServiceError, _options
 from azure_imds_credential._cache import decision
 from azure_imds_credential._cache.token_cache import TokenCache
+from azure_imds_credential._endpoint import MAX_PER_WINDOW
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults
+from azure_imds_credential.testing.faults import Reply, Steps
 
 HOUR = 3600.0
 
@@ -248,6 +250,33 @@ def test_refused_bypass(flavor: Flavor, imds: ImdsEmulator) -> None:
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     assert _token(flavor, credential, force_refresh=True) == imds.tokens[-1]
     assert [request.param("bypass_cache") for request in imds.requests] == ["true", None]
+
+
+UNSUPPORTED = {"error": "invalid_request", "error_description": "Unsupported query variables"}
+
+
+@pytest.mark.usefixtures("virtual_time")
+def test_refused_bypass_is_no_retry(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """`retry_total` counts the retries after a failure, not the request without the parameter."""
+    imds.script(faults.status(400, UNSUPPORTED), faults.status(503))
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, retry_total=1)
+    assert _token(flavor, credential, force_refresh=True) == imds.tokens[-1]
+    imds.assert_requests(3)
+
+
+def test_refused_bypass_without_a_slot(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """A 400 for the parameter says nothing of the identity: where no time is left to ask without it, a chain stops."""
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, timeout=5)
+    limiter = credential._options.entry((VAULT,)).endpoint.limiter
+
+    def refuse(reply: Reply) -> Steps:
+        limiter.recent.extend([credential._now() + 60] * MAX_PER_WINDOW)
+        yield from faults.status(400, UNSUPPORTED)(reply)
+
+    imds.script(refuse)
+    with pytest.raises(ImdsServiceError, match="bypass_cache"):
+        _token(flavor, credential, force_refresh=True)
+    imds.assert_requests(1)
 
 
 def test_failed_forced_refresh(flavor: Flavor, imds: ImdsEmulator) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError
+from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline import PipelineResponse
 from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.pipeline.transport import HttpResponse, HttpTransport, RequestsTransport
@@ -302,8 +302,28 @@ def test_transport_gets_the_request_of_imds(flavor: Flavor) -> None:
 @pytest.mark.parametrize("broken", [Raising(ValueError("no")), mocked(Mock, {}, status="odd"), Mock()])  # type: ignore[arg-type] # a broken stand-in
 def test_hint_of_a_broken_transport(flavor: Flavor, broken: Any) -> None:
     """It is about the transport: nothing is known of IMDS."""
-    with pytest.raises(ImdsServiceError, match="Mend the transport"):
+    with pytest.raises(ImdsServiceError, match="Fix the transport"):
         flavor.ask("http://127.0.0.1:9", transport=broken)
+
+
+class Broken:
+    """A response whose raw body was read before, and whose body breaks off when it is read again."""
+
+    def __init__(self) -> None:
+        self.status_code, self.headers = 200, {"Server": "IMDS/150.870.65.1"}
+
+    def iter_raw(self) -> Iterator[bytes]:
+        return iter(())
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        yield json.dumps(payload()).encode()
+        raise ServiceResponseError("broke off")
+
+
+def test_body_that_breaks_off_is_not_taken_for_whole(flavor: Flavor) -> None:
+    """What came before the connection broke is not judged, although it may look complete."""
+    with pytest.raises(ImdsServiceError, match="the body broke off"):
+        flavor.ask("http://127.0.0.1:9", transport=Mock(send=Mock(return_value=Broken())))
 
 
 class Answering(HTTPPolicy[Any, Any]):

@@ -318,6 +318,8 @@ class TokenCache:
         try:
             if fields is not None:
                 notify(fields)
+        except Exception as error:
+            _report(error)
         finally:
             request.run_callbacks()
         if log is not None:
@@ -383,9 +385,14 @@ def _log(
             _logger.info(REQUEST_LINE, fields, extra=fields)
         if result is not None and serves is not None:
             _logger.warning(REFRESH_FAILED, serves, pause, result.error)
-    except Exception as error:  # logging lets through what a filter raises: no caller loses its token for that
-        told = (type(error), error, error.__traceback__, threading.current_thread())
-        threading.excepthook(threading.ExceptHookArgs(told))
+    except Exception as error:  # logging lets through what a filter raises
+        _report(error)
+
+
+def _report(error: Exception) -> None:
+    """Report an error of a log handler or an observer as one of this thread: no caller loses its token for it."""
+    told = (type(error), error, error.__traceback__, threading.current_thread())
+    threading.excepthook(threading.ExceptHookArgs(told))
 
 
 def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:

@@ -1,4 +1,4 @@
-"""Requests to IMDS: msal builds them, and sends them through a pipeline. Only here msal is used."""
+"""Requests to IMDS: msal builds them, a pipeline sends them. No other module uses msal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from azure.core.rest import HttpRequest
 
 from .._clock import Clock
 from .._endpoint import TOKEN_PATH, Endpoint
+from .._errors import local_error
 from .._request import TokenRequest, TokenResult
-from ..exceptions import ImdsError, ImdsUnavailableError
+from ..exceptions import ImdsError
 from .retry_policy import BYPASS_CACHE, CLIENT_REQUEST_ID, ImdsRetryPolicy
 
 _IDENTITY = msal.UserAssignedManagedIdentity  # names the members of the dict in which msal takes an identity
@@ -93,7 +94,9 @@ class _HttpClient:
         What msal gets to read is only ever a good response, put in its terms.
         """
         if headers.get("Metadata") != "true" or "X-IDENTITY-HEADER" in headers:
-            raise ImdsUnavailableError("The environment began to name another token source while IMDS was asked.")
+            reason = "The environment began to name another token source while IMDS was asked"
+            hint = "Use azure.identity.ManagedIdentityCredential there, or unset the variables."
+            raise local_error(self._request.key, reason, hint, seen=False)
         request = HttpRequest(
             "GET",
             f"{self._request.key.url}{TOKEN_PATH}",

@@ -31,7 +31,7 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
             "processes with shared_cache=True."
         )
     if verdict.is_fault:
-        return "Mend the transport, hook or policy that was given to the credential: this is no answer of IMDS."
+        return "Fix the transport, hook or policy that was given to the credential: this is no answer of IMDS."
     if verdict.is_shortage:
         return "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
     if verdict.is_large and verdict.error is ImdsServiceError:

@@ -296,8 +296,9 @@ def read_body(response: Any, seconds_left: SecondsLeft) -> tuple[bytes | None, s
         except (StreamConsumedError, StreamClosedError):  # a hook or a policy has read it: iter_bytes has it still
             continue
         except TRANSPORT_ERRORS:
-            if not was_empty:
+            if body or not was_empty:
                 return None, BROKEN_BODY
+            continue
         except Exception:  # noqa: S112 # no such method, or a stand-in that answers anything with anything
             continue
         if body:

@@ -66,7 +66,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         """Wait until the rate limit permits an attempt.
 
         Raises:
-            ImdsError: Not before the deadline: the given error, or that nothing was sent.
+            ImdsError: Not before the deadline: the given error, or that of the verdict so far.
         """
         if not self._endpoint.limiter.acquire(self._request, self._clock):
             self._timed_out = True
@@ -97,6 +97,8 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             if verdict.status == 400 and http_request.url.endswith(BYPASS_CACHE):
                 # The parameter is documented, its effect is not: an IMDS that refuses it still has a token.
                 http_request.url = http_request.url.removesuffix(BYPASS_CACHE)
+                # The 400 was for the parameter, so it says nothing of the identity.
+                self.verdict = Verdict(ImdsServiceError, "400 for bypass_cache, and no time was left to ask without it")
                 self.acquire_slot()
                 continue
             delay = self._next_delay()
@@ -185,7 +187,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         since, done = self._failures.get(verdict.retry, (now, 0))
         self._failures[verdict.retry] = since, done + 1
         limit = self._options.get("retry_total")
-        if limit is not None and self._attempts > limit:
+        if limit is not None and sum(count for _, count in self._failures.values()) > limit:
             return None
         if verdict.retry is Retry.BOOTING:
             self._endpoint.note_boot_retry(self._request)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from .._clock import Clock
 from .._endpoint import Endpoint
+from .._errors import local_error
 from .._fork import importing
 from .._jwt import EXPIRY_MARGIN
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult
-from ..exceptions import ImdsServiceError
+from ..exceptions import ImdsError
 from .memory_files import Folder, RefusedError, empty_folders, open_folder
 from .stored_token import StoredToken, decode, encode
 
@@ -244,15 +245,9 @@ class SharedLease:
         return NEVER
 
 
-def _busy(key: TokenKey, seconds: float) -> ImdsServiceError:
-    return ImdsServiceError(
-        f"No token for {key.resource}: another process of this user has been asking {key.url} for "
-        f"{seconds:.0f} s and has none yet.",
-        endpoint=key.url,
-        identity=str(key.identity),
-        resource=key.resource,
-        elapsed=seconds,
-    )
+def _busy(key: TokenKey, seconds: float) -> ImdsError:
+    reason = f"Another process of this user has been asking for {seconds:.0f} s and has no token yet"
+    return local_error(key, reason, "Try again, or raise timeout.", elapsed=seconds)
 
 
 def _warn_once(text: str) -> None:

@@ -90,7 +90,7 @@ class Tokens:
         self._held: OrderedDict[_Key, _Entry] = OrderedDict()  # the least recently asked for first
         self._without_token: OrderedDict[_Key, _Entry] = OrderedDict()
         self._waiting = 0
-        self._ask_anew = False
+        self._forgotten: set[_Key] = set()  # keys whose next token must be newer than any cache has
         self.last_failure: Answer | None = None  # None while the last answer of IMDS was a token
         self._new_entry(None, None)  # says now what is wrong with the options
 
@@ -107,10 +107,10 @@ class Tokens:
 
     def forget(self) -> None:
         """Drop every token. Each is asked for anew, and IMDS told to bypass its own cache, when it is wanted next."""
+        self._forgotten |= self._held.keys() | self._without_token.keys()
         self._held.clear()
         self._without_token.clear()
         self.last_failure = None
-        self._ask_anew = True  # past the shared cache too
 
     async def answer(self, query: TokenQuery) -> Answer:
         """Return the token, or why there is none, as IMDS would say it."""
@@ -123,7 +123,7 @@ class Tokens:
         usable = entry.body is not None and entry.body.expires_on > now
         if self._waiting >= MAX_WAITING and (not usable or query.bypass_cache):
             return THROTTLED
-        force = query.bypass_cache or (self._ask_anew and entry.body is None)
+        force = query.bypass_cache or key in self._forgotten  # past the shared cache too
         self._waiting += 1
         try:
             body = await self._body(entry, query, force_refresh=force)
@@ -175,5 +175,6 @@ class Tokens:
         """Count an entry among those that hold a token, unless it was forgotten meanwhile."""
         if self._without_token.get(key) is entry:
             self._held[key] = self._without_token.pop(key)
+            self._forgotten.discard(key)
         if len(self._held) > self._max_tokens:
             self._held.popitem(last=False)

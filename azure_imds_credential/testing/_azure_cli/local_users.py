@@ -12,19 +12,21 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 
 
-def socket_owner(local: tuple[str, int], remote: tuple[str, int]) -> int | None:
+def socket_owner(local: tuple[str, int], remote: tuple[str, int], tables: tuple[str, ...] = TABLES) -> int | None:
     """Return the user ID of the socket with these two ends, or None when this network namespace has no such socket.
 
     Args:
         local: Address and port of the socket's own end, which is the peer of a server.
         remote: Address and port that it is connected to, those of the server.
+        tables: Files to read.
     """
     wanted = [(_plain(ipaddress.ip_address(host.partition("%")[0])), port) for host, port in (local, remote)]
-    for table in TABLES:
+    for table in tables:
         with suppress(OSError):  # a machine without IPv6 has no tcp6
             for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()
-                if [_end(fields[1]), _end(fields[2])] == wanted:
+                # Without an inode the process has let go of its socket, and its owner reads as 0, which is root.
+                if [_end(fields[1]), _end(fields[2])] == wanted and fields[9] != "0":
                     return int(fields[7])
     return None
 
