@@ -22,10 +22,24 @@ def connect_timeout(*, seen: bool) -> float:
     return CONNECT_TIMEOUT if seen or not is_plainly_not_azure() else CONNECT_TIMEOUT_ELSEWHERE
 
 
+def address_count(url: str) -> int:
+    """Return how many addresses the host of a base URL has; 1 when it has none.
+
+    They share the time of a connect attempt: sockets try one after the other, each with the whole timeout.
+    """
+    with suppress(OSError, UnicodeError):  # an unknown name, of which the attempt itself tells
+        return max(1, len(socket.getaddrinfo(*_host_and_port(url), type=socket.SOCK_STREAM)))
+    return 1
+
+
 def has_listener(url: str) -> bool:
     """Return whether something accepts a connection at a base URL. Nothing is sent."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    with suppress(OSError), socket.create_connection((parts.hostname, port), connect_timeout(seen=False)):
+    seconds = connect_timeout(seen=False) / address_count(url)
+    with suppress(OSError), socket.create_connection(_host_and_port(url), seconds):
         return True
     return False
+
+
+def _host_and_port(url: str) -> tuple[str | None, int]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

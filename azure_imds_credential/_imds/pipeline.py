@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
+from http.client import HTTPResponse as ClientResponse
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,11 +40,12 @@ from azure.core.pipeline.transport import HttpTransport, RequestsTransport
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
-from urllib3.util.retry import Retry
+from urllib3.response import HTTPResponse
+from urllib3.util.retry import Retry as UrllibRetry
 
 from .._version import __version__
 from .log_redaction import install_redaction
-from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, excerpt
+from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, Response, excerpt
 
 # Imported by the transport in the middle of its first request. A fork at that moment would leave them half-imported in
 # the child for good, so they are imported here, under `_fork.import_lock`. Names that a release may drop.
@@ -70,13 +72,20 @@ _UNREACHABLE = frozenset(
     if hasattr(errno, name)
 )
 
+_OWN_NUMBERS = (socket.gaierror, ssl.SSLError)  # whose `errno` is none of the operating system's
+# A name that cannot be looked up yet, as while a machine or its name server starts.
+_UNKNOWN_HOST = frozenset({socket.EAI_AGAIN, socket.EAI_NONAME})
+
+_CHUNK = 4096  # bytes, as azure-core reads
+
 _UNKNOWN_ARGUMENT = r"unexpected keyword argument '(\w+)'"  # what Python says of a call that cannot be made
 
 SecondsLeft = Callable[[], float]
+Read = Callable[[Any], Response | NoResponse]
 
 
 class TransportFaultError(AzureError):
-    """A user's transport raised what is no transport error."""
+    """A transport raised what is no transport error."""
 
 
 class ImdsPipeline:
@@ -87,27 +96,36 @@ class ImdsPipeline:
         endpoint: The base URL that is asked.
         options: The credential's pipeline options.
         seconds_left: Returns the seconds until the request's deadline.
+        read: Reads a response of the transport.
     """
 
     def __init__(
-        self, retry_policy: HTTPPolicy[Any, Any], endpoint: str, options: Mapping[str, Any], seconds_left: SecondsLeft
+        self,
+        retry_policy: HTTPPolicy[Any, Any],
+        endpoint: str,
+        options: Mapping[str, Any],
+        seconds_left: SecondsLeft,
+        read: Read,
     ) -> None:
         self._session: requests.Session | None = None  # our own; a user's transport is neither opened nor closed
-        self.per_request: dict[str, Any] = {"stream": True}  # policies take some out, so each attempt is given them
+        self.per_request: dict[str, Any] = {}  # policies take some out, so each attempt is given them
         if "tracing_options" in options:
             self.per_request["tracing_options"] = options["tracing_options"]
         transport = options.get("transport")
         if transport is None:
             self._session = _session(seconds_left)
             transport = RequestsTransport(session=self._session, session_owner=False, use_env_settings=False)
-        else:
-            if isinstance(transport, RequestsTransport):
-                self.per_request |= _without_environment(endpoint)
-            transport = _UserTransport(transport)
-        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, _policies(retry_policy, options))
+        elif isinstance(transport, RequestsTransport):
+            self.per_request |= _without_environment(endpoint)
+        if type(transport) is RequestsTransport:  # one of the user's own making may read the response itself
+            self.per_request["stream"] = True
+        self.transport = ReadingTransport(transport, read)
+        self._pipeline: Pipeline[Any, Any] = Pipeline(self.transport, _policies(retry_policy, options))
 
     def run(self, request: Any) -> Any:
         """Send the request, as often as the policy says, and return the response as azure-core's pipelines do."""
+        if self._session is None:
+            request.headers["Cache-Control"] = "no-store"  # a cache below the user's transport must not keep tokens
         return self._pipeline.run(request, **self.per_request)
 
     def close_connection(self) -> None:
@@ -146,7 +164,7 @@ class _DeadlineReader(io.RawIOBase):
         left = self._seconds_left()
         if left <= 0:
             raise TimeoutError("the deadline of the request")
-        timeout = self._sock.gettimeout()
+        timeout = self._sock.gettimeout() if hasattr(self._sock, "gettimeout") else None  # pyOpenSSL's has none
         self._sock.settimeout(left if timeout is None else min(left, timeout))
         try:
             count: int | None = self._raw.readinto(buffer)
@@ -160,12 +178,13 @@ class _DeadlineReader(io.RawIOBase):
         super().close()
 
 
-class _DeadlineResponse(HTTPResponse):
+class _DeadlineResponse(ClientResponse):
     """A response of http.client whose reads end at the request's deadline, above the socket and above TLS."""
 
     def __init__(self, seconds_left: SecondsLeft, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_DeadlineReader(sock, self.fp.detach(), seconds_left))
+        if isinstance(self.fp, io.BufferedReader):  # the socket of a test's stand-in may give something else
+            self.fp = io.BufferedReader(_DeadlineReader(sock, self.fp.detach(), seconds_left))
 
 
 class _DeadlinePool(HTTPConnectionPool):
@@ -194,7 +213,7 @@ def _pool(cls: type[_DeadlinePool], seconds_left: SecondsLeft, *args: Any, **kwa
 
 def _session(seconds_left: SecondsLeft) -> requests.Session:
     """Return a session without redirects, proxies, `.netrc` and retries, whose reads end at the deadline."""
-    adapter = HTTPAdapter(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
+    adapter = HTTPAdapter(max_retries=UrllibRetry(total=False, redirect=False, raise_on_status=False))
     adapter.poolmanager.pool_classes_by_scheme = {
         "http": partial(_pool, _DeadlinePool, seconds_left),
         "https": partial(_pool, _DeadlineTlsPool, seconds_left),
@@ -244,13 +263,32 @@ def _hide_redirects(request: Any) -> Any:
     return request
 
 
-class _UserTransport(HttpTransport[Any, Any]):
-    """A user's transport. It is neither opened nor closed, and its bugs are told as such."""
+class ReadingTransport(HttpTransport[Any, Any]):
+    """Sends through a transport, and has the response read before hooks and policies get it.
 
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
+    So they can read it again, as with azure-core's own clients, and their errors are not mistaken for the network's.
+
+    Args:
+        transport: The transport, ours or the user's. It is neither opened nor closed, and its bugs are told as such.
+        read: Reads a response.
+    """
+
+    def __init__(self, transport: Any, read: Read) -> None:
+        self._transport, self._read = transport, read
+        self.response: Any = None  # of the last attempt, as the transport returned it
+        self.came_back: Response | NoResponse | None = None  # what it was; None when nothing was sent
 
     def send(self, request: Any, **kwargs: Any) -> Any:
+        self.response = self.came_back = None
+        try:
+            response = self._send(request, **kwargs)
+        except TRANSPORT_ERRORS as error:
+            self.came_back = no_response(error)
+            raise
+        self.response, self.came_back = response, self._read(response)
+        return response
+
+    def _send(self, request: Any, **kwargs: Any) -> Any:
         while True:
             try:
                 return self._transport.send(request, **kwargs)
@@ -293,6 +331,7 @@ def read_body(response: Any, seconds_left: SecondsLeft) -> tuple[bytes | None, s
                     return None, LARGE_BODY
                 if seconds_left() <= 0:
                     return None, "incomplete when the time was up"
+            _put_back(response, bytes(body))
         except (StreamConsumedError, StreamClosedError):  # a hook or a policy has read it: iter_bytes has it still
             continue
         except TRANSPORT_ERRORS:
@@ -309,6 +348,9 @@ def read_body(response: Any, seconds_left: SecondsLeft) -> tuple[bytes | None, s
 
 def _ways_to_read(response: Any) -> Iterator[Callable[[], Iterator[bytes]]]:
     """Yield ways to get the chunks of a body, the best first. A way that does not fit raises."""
+    if isinstance(_requests_response(response), requests.Response):
+        # As `iter_raw` does, without its warning about a body that breaks off.
+        yield lambda: _only_bytes(_requests_response(response).raw.stream(_CHUNK, decode_content=False))
     for name in ("iter_raw", "iter_bytes"):
         if hasattr(response, name):
             yield lambda name=name: _only_bytes(getattr(response, name)())  # type: ignore[misc] # binds the loop's value
@@ -316,6 +358,20 @@ def _ways_to_read(response: Any) -> Iterator[Callable[[], Iterator[bytes]]]:
         if hasattr(response, name):
             yield lambda name=name: _only_bytes([getattr(response, name)()])  # type: ignore[misc] # as above
     yield lambda: _only_bytes([response.text().encode()])
+
+
+def _requests_response(response: Any) -> Any:
+    return getattr(response, "internal_response", None)
+
+
+def _put_back(response: Any, body: bytes) -> None:
+    """Have hooks and policies find a response of requests read, as they do in azure-core's own clients."""
+    inner = _requests_response(response)
+    if isinstance(inner, requests.Response):
+        inner.raw = HTTPResponse(io.BytesIO(body), preload_content=False)  # without headers: nothing is decoded
+        with suppress(Exception):  # a Content-Length that is no number, where azure-core reads it
+            inner.content  # noqa: B018 # has requests keep it
+            response.read()
 
 
 def _only_bytes(chunks: Any) -> Iterator[bytes]:
@@ -327,7 +383,8 @@ def _only_bytes(chunks: Any) -> Iterator[bytes]:
 
 def no_response(error: BaseException) -> NoResponse:
     """Name what a transport raised by type and errno. Its text is not kept: http.client quotes the server in it."""
-    number, reason = _root(error)
+    root, reason = _root(error)
+    number = root.errno if isinstance(root, OSError) and not isinstance(root, _OWN_NUMBERS) else None
     if number in _SHORTAGES:
         return NoResponse(f"this machine lacks what a connection needs ({reason})", is_shortage=True)
     if isinstance(error, TransportFaultError):
@@ -337,12 +394,14 @@ def no_response(error: BaseException) -> NoResponse:
     if isinstance(error, ServiceResponseTimeoutError):
         return NoResponse(f"connected, then no response ({reason})", is_absent=True, has_listener=True)
     if isinstance(error, ServiceRequestError):
-        return NoResponse(f"connecting failed ({reason})", is_absent=True, is_refused=number in _UNREACHABLE)
+        is_unknown = isinstance(root, socket.gaierror) and root.errno in _UNKNOWN_HOST
+        is_refused = number in _UNREACHABLE or is_unknown
+        return NoResponse(f"connecting failed ({reason})", is_absent=True, is_refused=is_refused)
     return NoResponse(f"the connection broke before a response ({reason})", has_listener=True)
 
 
-def _root(error: BaseException) -> tuple[int | None, str]:
-    """Find the operating system's reason under the wrappings of azure-core, requests and urllib3."""
+def _root(error: BaseException) -> tuple[BaseException, str]:
+    """Find the operating system's error under the wrappings of azure-core, requests and urllib3; say it in words."""
     visited: list[BaseException] = []
     todo = [error]
     while todo and len(visited) < 20:
@@ -350,11 +409,11 @@ def _root(error: BaseException) -> tuple[int | None, str]:
         if one in visited:
             continue
         visited.append(one)
-        if isinstance(one, (socket.gaierror, ssl.SSLError)):  # numbers of their own, and words of this machine
-            return None, f"{type(one).__name__}: {one.strerror}"
+        if isinstance(one, _OWN_NUMBERS):  # their words come from this machine
+            return one, f"{type(one).__name__}: {one.strerror}"
         if isinstance(one, OSError) and isinstance(one.errno, int):
             name = errno.errorcode.get(one.errno, str(one.errno))
-            return one.errno, f"{type(one).__name__}, {name}: {os.strerror(one.errno)}"
+            return one, f"{type(one).__name__}, {name}: {os.strerror(one.errno)}"
         inner = (
             getattr(one, "inner_exception", None),
             getattr(one, "reason", None),
@@ -363,4 +422,4 @@ def _root(error: BaseException) -> tuple[int | None, str]:
             *one.args,
         )
         todo += [each for each in inner if isinstance(each, BaseException)]
-    return None, type(visited[-1]).__name__
+    return visited[-1], type(visited[-1]).__name__

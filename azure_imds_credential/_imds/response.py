@@ -138,7 +138,7 @@ class _Payload:
     """The members of the body that decide."""
 
     def __init__(self, body: bytes | None) -> None:
-        self.members = _json_object(body)
+        self.members = json_object(body)
         self.token: Any = self.members.get("access_token")
         self.code, self.description = self.members.get("error"), self.members.get("error_description")
         # It has the shape of IMDS's errors.
@@ -259,7 +259,7 @@ def _judge_foreign(response: Response, known: Verdict, situation: Situation) -> 
 
 def _judge_refusal(status: int, payload: _Payload, known: Verdict) -> Verdict:
     """Judge an error of IMDS, or of a server that stands in for it."""
-    from_entra = bool({"error_codes", "trace_id"} & payload.members.keys())
+    from_entra = any(payload.members.get(name) for name in ("error_codes", "trace_id"))
     if status == 400 and payload.code == "invalid_request" and not from_entra:
         return known._replace(error=IdentityUnavailableError)
     if status == 429:
@@ -395,8 +395,11 @@ def _epoch(date: str | None) -> float | None:
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
 
 
-def _json_object(body: bytes | None) -> dict[str, Any]:
-    """Parse the body, whatever its Content-Type: endpoints that imitate IMDS send JSON as text/plain."""
+def json_object(body: bytes | None) -> dict[str, Any]:
+    """Return the members of a body, {} when it is no JSON object.
+
+    Its Content-Type does not count: endpoints that imitate IMDS send JSON as text/plain.
+    """
     try:
         payload = json.loads(body.removeprefix(BOM_UTF8).decode()) if body else None
     except (ValueError, RecursionError):

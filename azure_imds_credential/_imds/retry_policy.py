@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.rest import HttpRequest
 
@@ -15,11 +16,11 @@ from .._endpoint import Endpoint
 from .._errors import request_summary
 from .._request import TokenRequest, TokenResult
 from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
-from .connect import connect_timeout
+from .connect import address_count, connect_timeout
 from .hints import hint_for
 from .machine import has_proxy_agent
 from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
-from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, judge
+from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, json_object, judge
 from .retry import BOOT_TIME, Retry, last_chance, next_delay
 
 READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, or within a few where it asks Entra
@@ -55,7 +56,8 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self._timed_out = self._has_seen = False
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
-        self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left)
+        self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left, self._read)
+        self._answer: Any = None  # the response that brought the token
         self.verdict = Verdict(
             ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
         )
@@ -78,9 +80,11 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         Raises:
             ImdsError: There is no token; a policy of the user's may have kept the error back.
         """
-        response = self._pipeline.run(request)
-        if self._attempts == 0:  # a policy of the user's answered, and nothing was sent
-            self._judge(self._read(response.http_response))
+        answer = getattr(self._pipeline.run(request), "http_response", None)
+        if self._attempts == 0 or (
+            answer is not None and answer is not self._answer
+        ):  # a policy of the user's answered
+            self._judge(self._read(answer))
         if self.verdict.error is not None:
             raise self._error()
         return self.verdict
@@ -117,32 +121,56 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
 
     def _attempt(self, request: Any) -> Any:
         """Send once, with the slot taken, and judge what came back."""
-        response = None
+        response = failure = None
         self._attempts += 1
         self.sent_at = self._clock.now()
         request.context.options.update(self._pipeline.per_request | self._timeouts())
-        came_back: Response | NoResponse
         try:
             response = self.next.send(request)
+            came_back = self._came_back(response)
         except TRANSPORT_ERRORS as error:
-            came_back = no_response(error)
-        else:
-            came_back = self._read(response.http_response)
+            failure, came_back = error, self._came_back_before(error)
         finally:
             self._pipeline.close_connection()
             self._endpoint.limiter.release(self._request, self._clock)  # others need not wait for our next attempt
         self._judge(came_back)
+        if failure is not None and self.verdict.error is None:
+            raise failure  # of a hook or a policy, which found fault with a good response
         if self.verdict.error and self._seconds_left() <= DEADLINE_MARGIN:
             # The time ran out, so this does not say whether there is an IMDS.
             self._timed_out = True
             self.verdict = self.verdict._replace(is_absent=False)
         return response
 
+    def _came_back(self, response: Any) -> Response | NoResponse:
+        """Return what an attempt brought: the response of the transport, or one that a policy put in its place."""
+        transport = self._pipeline.transport
+        self._answer = getattr(response, "http_response", None)
+        if transport.came_back is not None and (self._answer is None or self._answer is transport.response):
+            return transport.came_back
+        return self._read(self._answer)
+
+    def _came_back_before(self, error: Exception) -> Response | NoResponse:
+        """Return what an attempt brought before an error was raised.
+
+        Raises:
+            Exception: The given error, where it is one of a hook or a policy.
+        """
+        came_back = self._pipeline.transport.came_back
+        if isinstance(came_back, NoResponse):
+            return came_back
+        if isinstance(error, HttpResponseError) and (came_back or error.response) is not None:
+            return came_back or self._read(error.response)  # raise_for_status() says no more than the response
+        if came_back is None and isinstance(error, (ServiceRequestError, ServiceResponseError)):
+            return no_response(error)  # a policy says that the network failed
+        raise error
+
     def _timeouts(self) -> dict[str, float]:
         left = max(0.001, self._seconds_left())
         connect, options = connect_timeout(seen=self._seen()), self._options
         return {
-            "connection_timeout": min(connect, left, options.get("connection_timeout", connect)),
+            "connection_timeout": min(connect, left, options.get("connection_timeout", connect))
+            / address_count(self._endpoint.url),
             "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
         }
 
@@ -153,7 +181,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
                 self._note_seen()  # now: callers may leave before the body ends
             body, fault = read_body(response, self._seconds_left)
             encoding = headers.get("content-encoding", "").strip().lower()
-            if body and encoding not in ("", "identity"):
+            if body and encoding not in ("", "identity") and not json_object(body):
                 body, fault = None, f"Content-Encoding {encoding!r:.40}, which was not asked for"
             return Response(int(response.status_code), headers, body, fault)
         except Exception as error:  # what a user's transport returned is no response
