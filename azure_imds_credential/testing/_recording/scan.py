@@ -178,7 +178,7 @@ def scan_text(text: str, path: Path, keep: Iterable[str | re.Pattern[str]] = ())
     """
     scan = _Scan(text, path, keep)
     scan.file()
-    scan.second_judge()
+    scan.second_scanner()
     return list(scan.found.values())
 
 
@@ -227,9 +227,9 @@ class _Scan:
         if _BASE64_FILE.fullmatch(bare):
             self.content(_from_base64(bare), "base64")
 
-    def second_judge(self) -> None:
+    def second_scanner(self) -> None:
         """Note what detect-secrets finds in the long runs of characters of the whole file."""
-        for what, value in _second_judge("\n".join(self._candidates)):
+        for what, value in _second_scanner("\n".join(self._candidates)):
             where = next((where for run, where in self._candidates.items() if value in run), "text")
             self.note(what, value, where)
 
@@ -850,7 +850,7 @@ def _plugins() -> list[Any]:
     ]
 
 
-def _second_judge(text: str) -> Iterator[tuple[str, str]]:
+def _second_scanner(text: str) -> Iterator[tuple[str, str]]:
     """Yield what detect-secrets finds: its name for it, and the value."""
     for plugin in _plugins():
         for value in plugin.analyze_string(text):
