@@ -22,8 +22,9 @@ MAX_ENTRIES = 1000  # per credential; a program with more resources at once look
 class CredentialBase(ABC):
     """Managed identity tokens from Azure's Instance Metadata Service (IMDS), for any Azure SDK client.
 
-    All credentials of a process share one cache, so it does not matter how many are made. A credential holds no
-    connection: it can be closed or not, copied, pickled (its arguments only), and used by any thread and after a fork.
+    Credentials without pipeline options share one cache, so it does not matter how many are made. One with `transport`
+    or any of `pipeline_options` has a cache of its own. A credential holds no connection: it can be closed or not,
+    copied, pickled (its arguments only), and used by any thread and after a fork.
 
     Args:
         client_id: Client ID of a user-assigned identity.
@@ -41,8 +42,7 @@ class CredentialBase(ABC):
         transport: A synchronous azure-core transport to send with. It is never opened or closed here.
         **pipeline_options: `retry_total` (0 for none), `connection_timeout` and `read_timeout` (seconds; they only
             shorten), `per_call_policies`, `per_retry_policies`, `raw_request_hook`, `raw_response_hook`, `user_agent`,
-            `logging_enable` (bodies are never logged), `tracing_options`. A credential with any of them, or with a
-            transport, has a cache of its own.
+            `logging_enable` (bodies are never logged), `tracing_options`.
 
     Raises:
         ValueError: An argument has no usable value; the message names it.

@@ -23,7 +23,7 @@ _SCOPE = "499b84ac-1321-427f-aa17-267ca6975798/.default"
 # https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url#azure-artifacts
 _FEED_HOST = re.compile(r"pkgs\.dev\.azure\.com|[a-z0-9-]+\.pkgs\.visualstudio\.com")
 _USER = "VssSessionToken"  # with a token as password Azure Artifacts takes any name
-_TIMEOUT = 15.0  # seconds; a person waits, and off Azure other backends are asked after 3 s at most
+_TIMEOUT = 15.0  # seconds; pip waits for the answer
 
 _log = logging.getLogger("azure_imds_credential")
 
@@ -87,5 +87,5 @@ def _credential(client_id: str | None) -> ImdsCredential:
 
     try:
         return ImdsCredential(client_id=client_id, timeout=_TIMEOUT, shared_cache=True)
-    except (ImportError, ValueError):  # without filelock, or where there is no memory to share
+    except ImportError:  # without filelock: keyring loads this backend without the extra, too
         return ImdsCredential(client_id=client_id, timeout=_TIMEOUT)

@@ -6,10 +6,10 @@
     └── ImdsError
         ├── ImdsUnavailableError      IMDS is not here: a chain goes on
         ├── IdentityUnavailableError  IMDS is here but has no such identity: a chain goes on
-        ├── IdentityMismatchError     the answer is for another identity or resource: a chain stops
+        ├── IdentityMismatchError     the response is for another identity or resource: a chain stops
         ├── ImdsRequestError          the request itself was refused: a chain stops
         ├── ImdsThrottledError        429 until the time was spent: a chain stops
-        └── ImdsServiceError          IMDS failed until the time was spent: a chain stops
+        └── ImdsServiceError          IMDS failed, or this machine or the program did, after all retries: a chain stops
 
 "A chain" is `azure.identity.ChainedTokenCredential`, sync or aio. It goes on after `CredentialUnavailableError` only,
 which therefore joins the bases of the first two classes as soon as one of them is raised in a process that has loaded
@@ -27,8 +27,8 @@ class ImdsError(ClientAuthenticationError):
     It never holds a token, and never more than 200 characters of a response.
 
     Attributes:
-        status: The HTTP status of the last answer; None when there was none.
-        error_code: The member `error` of IMDS's answer, for example `invalid_request`.
+        status: The HTTP status of the last response; None when there was none.
+        error_code: The member `error` of IMDS's response, for example `invalid_request`.
         error_description: The member `error_description`. IMDS changes its wording without notice, so nothing here
             depends on it.
         endpoint: The base URL that was asked.
@@ -102,4 +102,8 @@ class ImdsThrottledError(ImdsError):
 
 
 class ImdsServiceError(ImdsError):
-    """A real IMDS gave 404, 408, 410, 5xx, a malformed response or none, until the time was spent."""
+    """IMDS gave 404, 408, 410, 5xx, a malformed response or none, after all retries.
+
+    It is also raised where the reason is local: a shortage of the machine, a transport or hook that failed, the end of
+    the interpreter, a signal handler.
+    """

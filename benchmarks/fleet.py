@@ -268,13 +268,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         for row in rows
         if row["processes"] == 32 or len(rows) == 1
     ]
-    start = results["start"]
     lines += [
-        "",
-        (
-            f"Import and token where another process has one: {start['ours_milliseconds']:.0f} ms; "
-            f"bare msal, asking: {start['msal_milliseconds']:.0f} ms."
-        ),
         "",
         f"| {PODS} simulated pods, {results['seeds']} seeds | optimum | last token | failures, mean and most |",
         "|---|---|---|---|",

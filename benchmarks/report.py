@@ -71,7 +71,8 @@ def machine() -> str:
     cpus = Path("/proc/cpuinfo")
     models = [line for line in cpus.read_text().splitlines() if line.startswith("model name")] if cpus.exists() else []
     model = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} x {model}, {platform.system()} {platform.release()}"
+    kernel = platform.release().partition("-")[0]  # what a distribution adds to the number says nothing here
+    return f"{os.cpu_count()} x {model}, {platform.system()} {kernel}"
 
 
 def caption() -> str:

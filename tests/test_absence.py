@@ -237,7 +237,7 @@ def _endpoint(credential: Any) -> Endpoint:
 
 @pytest.mark.parametrize("option", [{"force_refresh": True}, {"wait_for_identity": 5}], ids=str)
 def test_urgent_calls(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, option: dict[str, Any]) -> None:
-    """`force_refresh` and `wait_for_identity` never heed remembered absence."""
+    """`force_refresh` and `wait_for_identity` never use remembered absence."""
     with imds.down(), pytest.raises(ImdsUnavailableError):
         flavor.ask(imds.endpoint)
     arguments = dict(option)
@@ -328,7 +328,7 @@ def test_seen_endpoint(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmul
 
 
 def test_restart(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
-    """Refused, then WireServer in its place, then IMDS again: a process that knows it gets its token."""
+    """The connection breaks, WireServer answers, the connection breaks again, then IMDS answers and gives the token."""
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     flavor.run(credential.get_token(VAULT))
     imds.script(faults.reset(), faults.wireserver(), faults.reset())

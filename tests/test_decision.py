@@ -68,7 +68,7 @@ def _is_copy(error: BaseException, of: BaseException) -> bool:
 
 
 def test_a_call_begins() -> None:
-    """Its deadlines count from its beginning, and it has been through nothing."""
+    """The deadlines of a call count from its beginning, and a new call has joined no request and not paused."""
     call = TokenCall(NOW, timeout=50.0, wait_for_identity=20.0, force_refresh=True)
     assert vars(call) == {
         "timeout": 50.0,
@@ -86,13 +86,13 @@ def test_a_call_begins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "heeds"),
+    ("members", "uses"),
     [({}, True), ({"force_refresh": True}, False), ({"wait_for_identity": 1.0}, False)],
     ids=str,
 )
-def test_which_calls_heed_absence(members: dict[str, Any], heeds: bool) -> None:
-    """Those that neither force nor wait."""
-    assert _call(**members).uses_known_absence is heeds
+def test_which_calls_use_remembered_absence(members: dict[str, Any], uses: bool) -> None:
+    """A call uses remembered absence unless it forces a refresh or waits for an identity."""
+    assert _call(**members).uses_known_absence is uses
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_first_request(entry: TokenEntry, times: tuple[float, float] | None, f
     ],
 )
 def test_a_request_is_joined(entry: TokenEntry, forced: bool, deadline: float, joins: bool, wait_until: float) -> None:
-    """One of the same kind is, unless it overran its deadline."""
+    """A call joins a request of the same kind (forced or not) that is under way, unless it overran its deadline."""
     request = _request(deadline=deadline, forced=forced)
     entry.set_request(request)
     decision = before_fetch(entry, _call(force_refresh=forced), NOW, None)
@@ -224,13 +224,13 @@ def test_a_pause_for_an_identity(
 
 @pytest.mark.parametrize("retry_at", [-math.inf, 0.0])
 def test_a_fresh_token(entry: TokenEntry, retry_at: float) -> None:
-    """It is handed out, and nothing is started."""
+    """A call gets a fresh token from the cache and starts no request."""
     cached = _hold(entry, FRESH)
     assert _members(before_fetch(entry, _call(), NOW, None)) == _members(Return(cached))
 
 
 def test_a_stale_token(entry: TokenEntry) -> None:
-    """A refresh is started, for which no caller waits, and which has 90 s whatever the call has."""
+    """A call that finds a stale token starts a refresh of 90 s, whatever its own timeout, and does not wait for it."""
     _hold(entry, STALE)
     assert _members(before_fetch(entry, _call(), NOW, None)) == _members(
         Fetch(None, NOW + 90.0, NOW, forced=False, in_background=True)
@@ -273,7 +273,7 @@ def test_a_refresh_under_way(
 @pytest.mark.parametrize("times", [STALE, EXPIRING], ids=str)
 @pytest.mark.parametrize(("retry_at", "refreshes"), [(NOW + 0.1, False), (NOW, True), (NOW - 1.0, True)])
 def test_backing_off(entry: TokenEntry, times: tuple[float, float], retry_at: float, refreshes: bool) -> None:
-    """No refresh is started before the next try, and no caller waits."""
+    """After a failed refresh a call gets the cached token, and starts no other refresh before the next try is due."""
     cached = _hold(entry, times)
     entry.retry_at = retry_at
     decision = before_fetch(entry, _call(), NOW, None)
@@ -287,7 +287,7 @@ def test_backing_off(entry: TokenEntry, times: tuple[float, float], retry_at: fl
 def test_a_refresh_that_overran(
     entry: TokenEntry, times: tuple[float, float], overrun_by: float, is_replaced: bool
 ) -> None:
-    """It may hang for good, so it is replaced."""
+    """A refresh that overran its deadline may hang for good, so the next call starts another."""
     cached = _hold(entry, times)
     entry.plain = _request(NOW - 90.0, NOW - overrun_by)
     decision = before_fetch(entry, _call(), NOW, None)
@@ -301,7 +301,7 @@ def test_a_refresh_that_overran(
 
 @pytest.mark.parametrize("times", [STALE, EXPIRING], ids=str)
 def test_a_refresh_that_asks_for_its_own_token(entry: TokenEntry, times: tuple[float, float]) -> None:
-    """Its hook gets the cached one; a hook of another request is a call like any other."""
+    """A hook of a refresh that asks gets the cached token; a hook of another request is treated as any call."""
     cached = _hold(entry, times)
     entry.plain = _request(NOW)
     assert _members(before_fetch(entry, _call(), NOW, entry.plain)) == _members(Return(cached))
@@ -330,7 +330,7 @@ def test_a_request_without_a_refresh_gets_no_refresh_of_its_own(entry: TokenEntr
 def test_a_forced_token_serves_for_30_seconds(
     entry: TokenEntry, forced_at: float, has_joined: bool, is_shared: bool
 ) -> None:
-    """Then another is forced; within, a token is taken, and a request that is needed is an ordinary one."""
+    """For 30 s after a forced request a forced call takes the cached token or starts an ordinary request."""
     entry.forced_at = forced_at
     call = _call(force_refresh=True)
     call.has_joined = has_joined
@@ -399,7 +399,7 @@ def test_a_token_after_a_wait(
 
 @pytest.mark.parametrize(("seen", "cls"), [(False, ImdsUnavailableError), (True, ImdsServiceError)])
 def test_a_request_without_a_result(entry: TokenEntry, seen: bool, cls: type[ImdsError]) -> None:
-    """It overran its deadline or was never sent: another is started, and at the deadline there is an error."""
+    """After a request that overran its deadline or was never sent a call starts another; at its deadline it fails."""
     entry.endpoint._seen_by.seen = seen
     assert _members(after_fetch(entry, _call(), _request(), 1049.0)) == _members(Pause(1049.0))
     decision = after_fetch(entry, _call(), _request(), 1050.0)
@@ -412,7 +412,7 @@ def test_a_request_without_a_result(entry: TokenEntry, seen: bool, cls: type[Imd
 
 
 def test_the_latest_attempt_is_told(entry: TokenEntry) -> None:
-    """At the deadline of a call whose request goes on, in an error of its own."""
+    """A call whose deadline comes while its request goes on raises a copy of the error of the latest attempt."""
     request = _request()
     request.attempt_errors += [ImdsServiceError("first"), ImdsServiceError("second"), ImdsServiceError("last")]
     decision = after_fetch(entry, _call(), request, 1050.0)
@@ -422,7 +422,7 @@ def test_the_latest_attempt_is_told(entry: TokenEntry) -> None:
 
 @pytest.mark.parametrize(("generation", "pause"), [(0, 0.5), (1, 0.0)])
 def test_a_dead_token(entry: TokenEntry, generation: int, pause: float) -> None:
-    """After half a second another is asked for; at once where the token was forgotten instead."""
+    """A call asks again half a second after a token that had expired on arrival, at once after a forgotten one."""
     entry.generation = generation
     request = _request()
     request.set_result(TokenResult("dead", NOW - 1.0))
@@ -434,7 +434,7 @@ def test_a_dead_token(entry: TokenEntry, generation: int, pause: float) -> None:
 
 @pytest.mark.parametrize("request_deadline", [NOW + 1.0, NOW + 90.0])
 def test_a_refusal_is_final(entry: TokenEntry, request_deadline: float) -> None:
-    """The caller gets an error of its own, however much time is left."""
+    """A call that IMDS refuses raises a copy of the error, however much time is left."""
     decision = after_fetch(entry, _call(), _failed(SERVICE, _request(deadline=request_deadline)), NOW)
     assert isinstance(decision, Fail)
     assert _is_copy(decision.error, SERVICE)
@@ -464,7 +464,7 @@ def test_waiting_for_an_identity(
 
 
 def test_only_a_missing_identity_is_waited_for(entry: TokenEntry) -> None:
-    """Another error ends the call."""
+    """A call that waits for an identity ends at once with any error other than that of a missing identity."""
     decision = after_fetch(entry, _call(wait_for_identity=60.0), _failed(SERVICE), NOW)
     assert isinstance(decision, Fail)
     assert _is_copy(decision.error, SERVICE)
@@ -517,7 +517,7 @@ def test_waiting_in_vain(entry: TokenEntry, result: TokenResult | None, told: Ba
 
 
 def test_decisions_change_nothing(entry: TokenEntry) -> None:
-    """They are pure: entry and call are as they were."""
+    """The functions that decide leave entry and call as they were."""
     _hold(entry, EXPIRING)
     entry.plain = _request()
     call = _call()

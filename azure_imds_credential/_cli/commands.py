@@ -39,7 +39,7 @@ from .text import Terminal, escaped, instant, is_terminal, table
 WAIT_EVERY = 5.0  # seconds between two questions of `wait`, ± 20 % so that the pods of a node drift apart
 _IDENTITY = ("client_id", "object_id", "resource_id", "require_system_assigned")
 _ASKED = (*_IDENTITY, "endpoint", "timeout")
-# What passes by itself: IMDS that is not up yet or ill, a node that asks too much, an assignment on its way.
+# What passes by itself: IMDS that is not up yet or fails, a node that asks too much, an assignment on its way.
 _PASSING = (e.ImdsUnavailableError, e.IdentityUnavailableError, e.ImdsThrottledError, e.ImdsServiceError)
 
 
@@ -159,7 +159,7 @@ def wait(arguments: argparse.Namespace, clocks: Clocks | None = None) -> Result:
 
 
 def doctor(arguments: argparse.Namespace) -> Result:
-    """Look at the machine, ask IMDS once, and explain both."""
+    """Look at the machine, ask IMDS for one token (three attempts at most), and explain both."""
     from .doctor import examine
 
     make_credential(arguments)  # says what is wrong with the options

@@ -1,4 +1,7 @@
-"""Why is there no token? Looks at the machine, asks IMDS once, and says of each thing what it means and what to do."""
+"""Why is there no token? Looks at the machine and asks IMDS for one token, in three attempts at most.
+
+It says of each thing that it finds what it means and what to do.
+"""
 
 from __future__ import annotations
 

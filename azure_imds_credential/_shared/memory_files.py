@@ -39,7 +39,7 @@ class Folder:
         self._descriptor = descriptor
 
     def read(self, name: str) -> bytes | None:
-        """Read a file; None when there is none.
+        """Return the content of a file, None if there is none.
 
         Raises:
             RefusedError: It is a link, no file, another user's, open to others or too large.
@@ -109,7 +109,7 @@ class Folder:
 
 @contextmanager
 def open_folder(environ: Mapping[str, str] | None = None) -> Iterator[Folder]:
-    """Open the first directory that is good enough, made if need be.
+    """Open the first usable directory; create it if needed.
 
     Raises:
         RefusedError: None is; the message says why for each.

@@ -1,6 +1,6 @@
 """`azure-imds serve`: IMDS's token endpoint on a loopback port, answered from this library's cache.
 
-Programs in any language that heed AZURE_POD_IDENTITY_AUTHORITY_HOST share one request per token. Importing this package
+Programs in any language that read AZURE_POD_IDENTITY_AUTHORITY_HOST share one request per token. Importing this package
 imports neither aiohttp nor the rest of the library.
 """
 

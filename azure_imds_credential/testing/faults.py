@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import threading
 
 __all__ = [
+    "ENDLESS",
     "End",
     "Fault",
     "Reply",
@@ -330,6 +331,7 @@ _ENDLESS: dict[str, tuple[bytes | None, bytes]] = {
     ),
 }
 ENDLESS = tuple(_ENDLESS)
+"""The kinds of answers that `endless` can give."""
 
 
 def endless(kind: str, interval: float = 0.05, *, times: int = 1) -> Fault:

@@ -113,8 +113,8 @@ _REFERENCE = re.compile(
     r"|(?:secrets?|vars?|variables|env|inputs|params|parameters|local|data|module|steps|matrix|github|outputs)\.[\w.\[\]'\"-]+",
     re.IGNORECASE | re.DOTALL,
 )
-# Without one of these no detector of the second judge finds anything.
-_FOR_SECOND_JUDGE = re.compile(
+# Without one of these no detector of the second scanner finds anything.
+_FOR_SECOND_SCANNER = re.compile(
     r"[A-Za-z0-9]{32}|AKC|AP[0-9A-F]|[xX][oO][xX]|slack|:_authToken|SG\.|sq0csp|k_live_|\d{8}:[\w-]{35}"
     r"|[MNO][\w-]{23,25}\.[\w-]{6}\."
 )
@@ -178,7 +178,7 @@ def scan_text(text: str, path: Path, keep: Iterable[str | re.Pattern[str]] = ())
     """
     scan = _Scan(text, path, keep)
     scan.file()
-    scan.second_judge()
+    scan.second_scanner()
     return list(scan.found.values())
 
 
@@ -203,7 +203,7 @@ class _Scan:
         self._names: dict[str, bool] = {}  # of members: whether the name says something
         self._judged: set[tuple[str, str]] = set()
         self._plain: set[str] = set()
-        self._candidates: dict[str, _Where] = {}  # what the second judge looks at, and where it stands
+        self._candidates: dict[str, _Where] = {}  # what the second scanner looks at, and where it stands
 
     def file(self) -> None:
         bare = self.whole.lstrip("\ufeff")
@@ -227,9 +227,9 @@ class _Scan:
         if _BASE64_FILE.fullmatch(bare):
             self.content(_from_base64(bare), "base64")
 
-    def second_judge(self) -> None:
+    def second_scanner(self) -> None:
         """Note what detect-secrets finds in the long runs of characters of the whole file."""
-        for what, value in _second_judge("\n".join(self._candidates)):
+        for what, value in _second_scanner("\n".join(self._candidates)):
             where = next((where for run, where in self._candidates.items() if value in run), "text")
             self.note(what, value, where)
 
@@ -459,7 +459,7 @@ class _Scan:
             if any(len(run) >= 32 for run in runs) or "%" in text:
                 self.runs(text, where)
             for run in runs:
-                if _FOR_SECOND_JUDGE.search(run):
+                if _FOR_SECOND_SCANNER.search(run):
                     self._candidates.setdefault(run, where)
 
     def parts(self, text: str, where: _Where) -> None:
@@ -816,7 +816,7 @@ def _from_base64(text: str) -> bytes:
     return b"\n".join(from_base64(piece) or b"" for piece in whole if piece)
 
 
-# The second judge
+# The second scanner
 
 
 @functools.cache
@@ -850,7 +850,7 @@ def _plugins() -> list[Any]:
     ]
 
 
-def _second_judge(text: str) -> Iterator[tuple[str, str]]:
+def _second_scanner(text: str) -> Iterator[tuple[str, str]]:
     """Yield what detect-secrets finds: its name for it, and the value."""
     for plugin in _plugins():
         for value in plugin.analyze_string(text):
