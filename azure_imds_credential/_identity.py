@@ -5,6 +5,11 @@ from typing import Literal, NamedTuple
 # What `whoami` asks for unless it is told otherwise.
 MANAGEMENT_SCOPE = "https://management.azure.com/.default"
 
+# The application of Azure DevOps, to which Azure Artifacts belongs:
+# https://learn.microsoft.com/azure/devops/integrate/get-started/authentication/service-principal-managed-identity
+DEVOPS_SCOPE = "499b84ac-1321-427f-aa17-267ca6975798/.default"
+DEVOPS_USER = "VssSessionToken"  # with a token as password it takes any name; this one appears in its own tools
+
 Kind = Literal["default", "client_id", "object_id", "resource_id"]
 
 

@@ -14,15 +14,13 @@ from keyring.backend import KeyringBackend
 from keyring.credentials import SimpleCredential
 from keyring.errors import PasswordDeleteError, PasswordSetError
 
+from ._identity import DEVOPS_SCOPE, DEVOPS_USER
+
 if TYPE_CHECKING:
     from ._credential import ImdsCredential
 
-# Azure Artifacts belongs to Azure DevOps, whose application this is:
-# https://learn.microsoft.com/azure/devops/integrate/get-started/authentication/service-principal-managed-identity
-_SCOPE = "499b84ac-1321-427f-aa17-267ca6975798/.default"
 # https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url#azure-artifacts
 _FEED_HOST = re.compile(r"pkgs\.dev\.azure\.com|[a-z0-9-]+\.pkgs\.visualstudio\.com")
-_USER = "VssSessionToken"  # with a token as password Azure Artifacts takes any name
 _TIMEOUT = 15.0  # seconds; pip waits for the answer
 
 _log = logging.getLogger("azure_imds_credential")
@@ -52,7 +50,7 @@ class AzureArtifactsKeyring(KeyringBackend):
         from .exceptions import ImdsError
 
         try:
-            return _credential(self.client_id).get_token(_SCOPE).token
+            return _credential(self.client_id).get_token(DEVOPS_SCOPE).token
         except (ImdsError, ValueError) as error:  # ValueError: a variable has no usable value
             _log.warning("No password for %s from this machine's identity: %s", urlsplit(service).hostname, error)
             return None
@@ -60,7 +58,7 @@ class AzureArtifactsKeyring(KeyringBackend):
     def get_credential(self, service: str, username: str | None) -> SimpleCredential | None:
         """Return a name and a token, as `get_password` does."""
         password = self.get_password(service, username)
-        return None if password is None else SimpleCredential(username or _USER, password)
+        return None if password is None else SimpleCredential(username or DEVOPS_USER, password)
 
     def set_password(self, service: str, username: str, password: str) -> None:
         """Refuse: tokens come from IMDS."""

@@ -67,7 +67,8 @@ from azure_imds_credential import ImdsCredential
 import azure_imds_credential._imds.client
 {after}
 assert isinstance(requests.Session(), requests_cache.CachedSession)
-credential = ImdsCredential(endpoint={endpoint!r})
+from azure.core.pipeline.transport import RequestsTransport
+credential = ImdsCredential(endpoint={endpoint!r}, transport={transport})
 first = credential.get_token("https://vault.azure.net").token
 second = credential.get_token("https://vault.azure.net", force_refresh=True).token
 assert len(requests_cache.get_cache().responses) == 0, "a token was stored by the cache"
@@ -76,12 +77,13 @@ print("both")
 INSTALL = "requests_cache.install_cache('tokens', backend='memory', allowable_codes=range(100, 600))"
 
 
+@pytest.mark.parametrize("transport", ["None", "RequestsTransport()"])
 @pytest.mark.parametrize("when", ["before", "between", "after"])
-def test_cache_under_requests_stores_no_token(imds: ImdsEmulator, when: str) -> None:
+def test_cache_under_requests_stores_no_token(imds: ImdsEmulator, when: str, transport: str) -> None:
     """Installed before the import, before the first request or after it: no answer is stored or served by it."""
     _needs("requests_cache")
     steps = dict.fromkeys(("before", "between", "after"), "") | {when: INSTALL}
-    code = CACHED.format(endpoint=imds.endpoint, **steps)
+    code = CACHED.format(endpoint=imds.endpoint, transport=transport, **steps)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.strip() == "both", done.stderr
     imds.assert_requests(2)

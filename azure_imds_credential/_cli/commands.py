@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from .. import exceptions as e
 from .._credential import ImdsCredential
 from .._extras import extra_needed
+from .._identity import DEVOPS_SCOPE
 from .._jwt import claims_of
 from .._source import ManagedIdentitySource, detect_source
 from .._whoami import IdentityInfo, identity_info
@@ -91,7 +92,7 @@ def git_credential(arguments: argparse.Namespace) -> Result:
     asked = tools.read_attributes(_standard_input())
     if not tools.is_azure_devops(asked):
         return Result({})
-    arguments.scope = tools.DEVOPS_SCOPE
+    arguments.scope = DEVOPS_SCOPE
     info = make_credential(arguments).get_token_info(arguments.scope)
     return Result({}, tools.git_answer(asked, info), exact=True)
 

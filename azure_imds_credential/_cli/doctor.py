@@ -17,6 +17,7 @@ from .._credential import ImdsCredential
 from .._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 from .._imds.hints import several_identities
 from .._imds.response import excerpt
+from .._jwt import USER_ASSIGNED
 from .._whoami import IdentityInfo
 from ..serve import SERVE_HEADER
 from .machine import Finding, Level, Place, Surroundings, other_source, signs
@@ -274,7 +275,7 @@ def _usable(identity: IdentityInfo, *, named: bool) -> Iterator[Finding]:
         "ok",
         f"A token for {identity.audience} speaks for client ID {identity.client_id}, object ID {identity.object_id}.",
     )
-    if not named and "/userassignedidentities/" in (identity.resource_id or "").lower():
+    if not named and USER_ASSIGNED in (identity.resource_id or "").casefold():
         yield Finding(
             "identities",
             "note",

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .._endpoint import ENDPOINT_VARIABLE
 from .._extras import extra_needed
 from .machine import cannot_listen
 from .output import CommandError, Result, note, show
@@ -16,8 +17,6 @@ from .text import is_terminal, to_json
 if TYPE_CHECKING:
     from ..testing import AzureCliEmulator, ImdsEmulator
     from ..testing._emulator.identities import Identity
-
-_VARIABLE = "AZURE_POD_IDENTITY_AUTHORITY_HOST"
 
 
 def emulate(arguments: argparse.Namespace) -> Result:
@@ -30,8 +29,8 @@ def emulate(arguments: argparse.Namespace) -> Result:
     say = (lambda _: None) if arguments.quiet else note
 
     def started(emulator: AzureCliEmulator | ImdsEmulator) -> None:
-        where = {_VARIABLE: emulator.endpoint}
-        show(to_json(where, indent=None) if arguments.json else f"export {_VARIABLE}={emulator.endpoint}")
+        where = {ENDPOINT_VARIABLE: emulator.endpoint}
+        show(to_json(where, indent=None) if arguments.json else f"export {ENDPOINT_VARIABLE}={emulator.endpoint}")
         for line in _introduction(emulator):
             say(line)
 
@@ -101,7 +100,7 @@ def _introduction(emulator: AzureCliEmulator | ImdsEmulator) -> Iterator[str]:
     elif (refusal := _login_refusal()) is not None:
         yield f"there are no tokens yet: {refusal}. Log in with `az login`; this need not be started again"
     if not is_terminal(sys.stdout):  # there it stands already
-        yield f"in the shell of a program: export {_VARIABLE}={emulator.endpoint}"
+        yield f"in the shell of a program: export {ENDPOINT_VARIABLE}={emulator.endpoint}"
 
 
 def _login_refusal() -> str | None:

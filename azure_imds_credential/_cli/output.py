@@ -261,10 +261,8 @@ def identity_rows(identity: IdentityInfo) -> dict[str, object]:
         "issued on": _time_of(identity.claims, "iat", identity.issued_on),
         "expires on": _time_of(identity.claims, "exp", identity.expires_on),
     }
-    for claim in (
-        "upn",
-        "unique_name",
-    ):  # in tokens of people: https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference
+    # In tokens of people: https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference
+    for claim in ("upn", "unique_name"):
         if isinstance(identity.claims.get(claim), str):
             rows.setdefault("user", identity.claims[claim])
     return {name: "not in the token" if value is None else value for name, value in rows.items()}

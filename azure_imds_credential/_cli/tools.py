@@ -8,16 +8,14 @@ import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from .._identity import DEVOPS_USER
+
 if TYPE_CHECKING:
     from azure.core.credentials import AccessTokenInfo
 
 # The application "Azure Kubernetes Service AAD Server" of every cluster with Entra ID,
 # https://azure.github.io/kubelogin/concepts/aks.html
 AKS_SCOPE = "6dae42f8-4368-4678-94ff-3960e28e3630/.default"
-# The application of Azure DevOps, https://learn.microsoft.com/azure/devops/integrate/get-started/authentication/service-principal-managed-identity
-DEVOPS_SCOPE = "499b84ac-1321-427f-aa17-267ca6975798/.default"
-# With a token as password Azure DevOps takes any name; this one appears in its own tools.
-DEVOPS_USER = "VssSessionToken"
 # Its hosts, https://learn.microsoft.com/azure/devops/organizations/security/allow-list-ip-url, with or without a port.
 _DEVOPS_HOST = re.compile(r"(?:(?:[a-z0-9-]+\.)*dev\.azure\.com|(?:[a-z0-9-]+\.)+visualstudio\.com)(?::\d+)?")
 _EXEC_API = "client.authentication.k8s.io/v1beta1"  # for kubectl before 1.20, which does not say what it takes

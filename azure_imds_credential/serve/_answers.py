@@ -26,11 +26,11 @@ from . import SERVE_HEADER
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 SERVER = "IMDS/azure-imds-serve"  # clients that look for IMDS look for this beginning
+LOOP_CODE = "loop_detected"  # the error of a serve that would ask a serve
 
 # IMDS: `not_before` lies 300 s before the moment of issue, and `ext_expires_in` is the whole life less a second
 # (captures of 2020 to 2025: 86700 s between not_before and expires_on, ext_expires_in 86399).
 _BACKDATED = 300
-LOOP_CODE = "loop_detected"
 
 
 class Answer(NamedTuple):

@@ -105,12 +105,13 @@ def imds_emulator(
     `@pytest.mark.imds(...)` takes the options of `ImdsEmulator`. AZURE_POD_IDENTITY_AUTHORITY_HOST points to it, so
     that code which makes its own credential needs no change, whether that is of this package or of azure-identity.
     """
+    from .._endpoint import ENDPOINT_VARIABLE
     from . import ImdsEmulator
 
     marker = request.node.get_closest_marker("imds")
     args, options = ((), {}) if marker is None else (marker.args, marker.kwargs)
     with ImdsEmulator(*args, **options) as imds:
-        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", imds.endpoint)
+        monkeypatch.setenv(ENDPOINT_VARIABLE, imds.endpoint)
         yield imds
 
 

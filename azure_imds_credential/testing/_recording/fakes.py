@@ -73,7 +73,7 @@ def fake_text(real: str, seed: str) -> str:
         return _fake_digits(len(real), seed)
     noise = hashlib.shake_256(seed.encode()).digest(len(real))
     hexadecimal = bool(re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", real)) and any(char.isdigit() for char in real)
-    word, letters, spelled = ("fae", "fae", 0) if hexadecimal else ("fake", "fake", 0)
+    word, spelled = ("fae" if hexadecimal else "fake"), 0
     mostly_signs = 2 * sum(char.isalnum() for char in real) < len(real)
     fake = []
     for char, number in zip(real, noise, strict=True):
@@ -82,7 +82,7 @@ def fake_text(real: str, seed: str) -> str:
         elif char.isdigit():
             fake.append("09"[number % 2])
         else:
-            letter = word[spelled] if spelled < len(word) else letters[number % len(letters)]
+            letter = word[spelled] if spelled < len(word) else word[number % len(word)]
             spelled += 1
             fake.append(letter.upper() if char.isupper() else letter)
     return _with_whole_bytes("".join(fake), real)
