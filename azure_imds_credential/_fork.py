@@ -11,17 +11,42 @@ import os
 import sys
 import threading
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
+
+from ._calling_thread import owns
 
 # Held while this package imports msal and the HTTP stack. Before a fork, handlers run in the reverse order of their
 # registration: logging is imported above, so that our lock is taken before logging's, as it is everywhere else.
 import_lock = threading.RLock()
 
 
-def importing() -> AbstractContextManager[object]:
-    """Return `import_lock`, or nothing to hold while the interpreter ends: a thread that has it then never lets go."""
-    return nullcontext() if sys.is_finalizing() else import_lock
+class ImportLockTimeoutError(Exception):
+    """Another thread has been importing for too long."""
+
+
+@contextmanager
+def importing(seconds: float | None = None) -> Iterator[None]:
+    """Hold `import_lock`; nothing is held while the interpreter ends, when a thread that has it never lets go.
+
+    Args:
+        seconds: How long to wait for it; None for as long as it takes. The thread that imports may wait for a lock of
+            logging that the caller has.
+
+    Raises:
+        ImportLockTimeoutError: It could not be had in time.
+    """
+    if sys.is_finalizing() or owns(import_lock):
+        yield
+        return
+    try:
+        if not import_lock.acquire(timeout=-1 if seconds is None else max(0.0, seconds)):
+            raise ImportLockTimeoutError(f"another thread has been importing for {seconds:.1f} s")
+        yield
+    finally:
+        if owns(import_lock):  # also where an interrupt came as soon as it was taken
+            import_lock.release()
 
 
 class Cache(Protocol):

@@ -241,6 +241,21 @@ def test_hooks_use_the_slot_of_their_request(clock: StillTime) -> None:
     assert len(limiter.active) == MAX_CONCURRENT
 
 
+def test_an_inline_request_waits_for_no_other(clock: StillTime) -> None:
+    """Five others may wait for a lock that its thread has; the number in a second holds for it too."""
+    limiter = RateLimiter()
+    for _ in _acquired(limiter, clock, MAX_CONCURRENT):
+        assert limiter.acquire(_request(inline=True), clock)
+    assert clock.now() == 0.0
+    assert len(limiter.active) == 2 * MAX_CONCURRENT
+    for request in tuple(limiter.active):
+        limiter.release(request, clock)
+    for _ in range(MAX_PER_WINDOW - 2 * MAX_CONCURRENT):
+        limiter.release(_acquired(limiter, clock, 1)[0], clock)
+    _acquired(limiter, clock, 1, inline=True)
+    assert clock.now() == pytest.approx(WINDOW)
+
+
 def test_slots_expire(clock: StillTime) -> None:
     """A moment after the deadline of their request, which may hang for good; what it releases then opens no other."""
     limiter = RateLimiter()
