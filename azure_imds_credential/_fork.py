@@ -69,11 +69,39 @@ def caches() -> tuple[Cache, ...]:
     return tuple(cache for reference in tuple(_caches) if (cache := reference()) is not None)
 
 
-def _in_child() -> None:
+_process = os.getpid()
+_is_forking = False  # the thread that has `import_lock` forks
+
+
+def is_forking() -> bool:
+    """Return whether this thread forks, so that a fork handler is calling. It has `import_lock` for that alone.
+
+    Handlers of others run while it has that lock, if they were registered before this module was imported.
+    """
+    return _is_forking and owns(import_lock)
+
+
+def reset_in_child() -> None:
+    """Reset the caches if this process is a child that has not done so. A fork handler of others may ask first."""
+    global _process  # noqa: PLW0603 # it is the process's
+    if _process != os.getpid():
+        _process = os.getpid()
+        for cache in caches():
+            cache.reset_after_fork()
+
+
+def _before() -> None:
+    global _is_forking  # noqa: PLW0603 # as above
+    import_lock.acquire()
+    _is_forking = True
+
+
+def _after() -> None:
+    global _is_forking  # noqa: PLW0603 # as above
+    _is_forking = False
     import_lock.release()
-    for cache in caches():
-        cache.reset_after_fork()
+    reset_in_child()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has none
-    os.register_at_fork(before=import_lock.acquire, after_in_parent=import_lock.release, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)

@@ -18,7 +18,7 @@ from typing import Protocol
 from .._calling_thread import owns, owns_logging_lock
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
-from .._fork import caches, import_lock, register
+from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
 from .decision import (
@@ -135,6 +135,7 @@ class TokenCache:
 
     def entry(self, key: TokenKey) -> TokenEntry:
         """Return the one entry of this key."""
+        reset_in_child()
         if sys.is_finalizing():
             self.reset_after_fork()
         with self._lock:
@@ -268,13 +269,16 @@ class TokenCache:
         decision = before_fetch(entry, call, now, inside)
         if has_lock or is_starting:
             decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
-        if isinstance(decision, Fetch) and owns_logging_lock():
+        if isinstance(decision, Fetch) and (owns_logging_lock() or is_forking()):
             decision = without_waiting(call, now, decision)
         return decision
 
     def _has_lock(self, entry: TokenEntry) -> bool:
         """Return whether this thread has a lock that a request needs: the call interrupted it there."""
-        return any(owns(lock) for lock in (self._lock, entry.endpoint.limiter.lock, import_lock))
+        # A thread that forks has the import lock without importing anything.
+        return any(owns(lock) for lock in (self._lock, entry.endpoint.limiter.lock)) or (
+            owns(import_lock) and not is_forking()
+        )
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
         """Decide after a wait for a request; for a refresh in the background there was none."""
@@ -442,8 +446,10 @@ def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenReque
 
 def _start_thread(function: Callable[..., None], *args: object) -> bool:
     """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
-    if sys.is_finalizing():
-        return False  # CPython 3.10 and 3.11 would wait here for a thread that never runs
+    # CPython 3.10 and 3.11 would wait here for a thread that never runs while the interpreter ends. While this thread
+    # forks, one that starts would be lost, or be taken for one of the parent.
+    if sys.is_finalizing() or is_forking():
+        return False
     try:
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(function, *args), name=THREAD_NAME, daemon=True).start()
