@@ -120,6 +120,13 @@ class TokenCache:
         return TokenCache(self.clock, self._urls, custom_pipeline=custom_pipeline)
 
     def reset_after_fork(self) -> None:
+        """Keep the tokens in a forked child, and nothing of a machine that still boots."""
+        self._keep_tokens()
+        now = self.clock.now()
+        for endpoint in tuple(self._endpoints.values()):
+            endpoint.forget_boot(now)
+
+    def _keep_tokens(self) -> None:
         """Keep the tokens where only this thread is left: in a forked child, and while the interpreter ends.
 
         Locks that other threads held stay locked for good, and their requests never end.
@@ -137,7 +144,7 @@ class TokenCache:
         """Return the one entry of this key."""
         reset_in_child()
         if sys.is_finalizing():
-            self.reset_after_fork()
+            self._keep_tokens()
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
