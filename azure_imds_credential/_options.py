@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ._cache.token_cache import TokenCache, process_cache
 from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
-from ._errors import copy_of, local_error
+from ._errors import SHORTAGE_HINT, copy_of, local_error, shortage_in
 from ._fork import ImportLockTimeoutError, importing
 from ._identity import identity_from
 from ._request import TokenKey, TokenRequest, TokenResult
@@ -49,6 +49,7 @@ T = TypeVar("T")
 
 _loaded: set[Callable[[], object]] = set()  # functions whose imports are done
 
+IMPORT_INTERVAL = 0.5  # seconds between two tries to import where the machine lacks what that takes
 MAX_SECONDS = 30 * 86400.0  # more is a mistake, and more than locks can wait on some platforms
 
 
@@ -182,8 +183,13 @@ class CredentialOptions:
 
     def has_listener(self, url: str) -> bool:
         """Return whether something accepts connections at a base URL."""
-        with importing():
-            from ._imds.connect import has_listener
+        try:
+            with importing():
+                from ._imds.connect import has_listener
+        except (OSError, ImportError) as error:
+            if shortage_in(error) is None:
+                raise
+            return False  # a shortage of this machine says nothing; the next look is a second later
         return has_listener(url)
 
 
@@ -203,20 +209,32 @@ def _imported(load: Callable[[], T], request: TokenRequest, clock: Clock) -> T:
     """Return what a function imports, in the time that the request has.
 
     Raises:
-        ImdsServiceError: Another thread imports for so long.
+        ImdsServiceError: Another thread imports for so long, or this machine lacks what it takes, such as descriptors.
     """
     # Without the lock once all is loaded: to read a shared token must not wait for another thread that loads msal.
     if load in _loaded:
         return load()
-    try:
-        with importing(request.deadline - clock.now()):
-            found = load()
-    except ImportLockTimeoutError as error:
-        reason = f"Nothing was sent: {error}, and may wait for what this thread does, such as to configure logging"
-        hint = "Get a token before, or do not ask for one there."
-        raise local_error(request.key, reason, hint) from None
-    _loaded.add(load)
-    return found
+    while True:
+        try:
+            with importing(request.deadline - clock.now()):
+                found = load()
+            _loaded.add(load)
+            return found
+        except ImportLockTimeoutError as error:
+            reason = f"Nothing was sent: {error}, and may wait for what this thread does, such as to configure logging"
+            hint = "Get a token before, or do not ask for one there."
+            raise local_error(request.key, reason, hint) from None
+        except (OSError, ImportError) as error:
+            shortage = shortage_in(error)
+            if shortage is None:
+                raise
+            reason = f"This machine lacks what a connection needs ({shortage})"
+            failure = local_error(request.key, reason, SHORTAGE_HINT)
+            request.attempt_errors[:] = [failure]  # for callers whose time ends before that of the request
+            left = request.deadline - clock.now()
+            if left <= 0:
+                raise failure from None
+        clock.sleep(min(IMPORT_INTERVAL, left))
 
 
 def resource_from(scopes: tuple[str, ...]) -> str:
