@@ -19,6 +19,11 @@ MAX_PER_WINDOW = 20
 WINDOW = 1.1  # seconds; one second, and a margin for a server whose clock runs differently
 MAX_SLEEP = 0.2  # seconds; a slot can also become free because a request overran its deadline
 
+# A refused or unreachable address is tried again on a machine that has just started: once per process and URL, because
+# one without IMDS would pay for it at each call.
+BOOT_TIME = 120.0  # seconds after its start in which its network and IMDS may still be on their way
+BOOT_WINDOW = 10.0  # seconds for which attempts are repeated, from the first that fails so
+
 ABSENCE_MEMORY = 30.0  # seconds for which "there is no IMDS" is believed
 PROBE_INTERVAL = 1.0  # seconds between two probes, connect attempts that tell whether that is still so
 
@@ -44,7 +49,8 @@ class RateLimiter:
     def acquire(self, request: TokenRequest, clock: Clock) -> bool:
         """Wait for a slot; return whether there was one before the request's deadline.
 
-        A request that a hook of an active one asks for needs no slot of its own: the active one waits for it.
+        A request that a hook of an active one asks for needs no slot of its own: the active one waits for it. So may
+        active ones for an inline request, whose thread has a lock of logging that they need.
         """
         while True:
             turn = threading.Lock()
@@ -89,7 +95,7 @@ class RateLimiter:
         while self.recent and now >= self.recent[0] + WINDOW:
             self.recent.popleft()
         own = sum(other.includes(request) for other in self.active)
-        if len(self.active) - own >= MAX_CONCURRENT:
+        if len(self.active) - own >= MAX_CONCURRENT and not request.inline:
             return None
         if len(self.active) + len(self.recent) < MAX_PER_WINDOW:
             return 0.0
@@ -116,13 +122,13 @@ class UrlState:
     def __init__(self) -> None:
         self.limiter = RateLimiter()
         self.seen = False  # it answered as IMDS
-        self.is_boot_retry_used = False  # a machine that has just started is given time once
+        self.boot_window_from: float | None = None  # when the time began that a machine is given which has just started
         self.generation = 0  # how often it was cleared
 
     def clear(self) -> None:
         """Know nothing."""
         with self.limiter.lock:
-            self.seen = self.is_boot_retry_used = False
+            self.seen, self.boot_window_from = False, None
             self.generation += 1
             self.limiter.clear()
 
@@ -148,11 +154,6 @@ class Endpoint:
         return self._seen_by.seen
 
     @property
-    def is_boot_retry_used(self) -> bool:
-        """Whether some credential of the process has given a machine that has just started time already."""
-        return self._shared.is_boot_retry_used
-
-    @property
     def generation(self) -> int:
         """How often it was cleared: a request that began before tells nothing afterwards."""
         return self._shared.generation
@@ -163,11 +164,24 @@ class Endpoint:
             if request.endpoint_generation == self.generation:
                 self._seen_by.seen = True
 
-    def note_boot_retry(self, request: TokenRequest) -> None:
-        """Remember that a machine that has just started was given time."""
+    def boot_time_left(self, now: float) -> float:
+        """Return the seconds for which a refused or unreachable address is tried again, because the machine boots."""
+        begun = self._shared.boot_window_from
+        if begun is None:
+            return BOOT_WINDOW if now < BOOT_TIME else 0.0
+        return max(0.0, begun + BOOT_WINDOW - now)
+
+    def note_boot_failure(self, request: TokenRequest, now: float) -> None:
+        """Remember when an address was refused or unreachable first, on a machine that has just started."""
         with self.limiter.lock:
-            if request.endpoint_generation == self.generation:
-                self._shared.is_boot_retry_used = True
+            if request.endpoint_generation == self.generation and self._shared.boot_window_from is None:
+                self._shared.boot_window_from = now
+
+    def forget_boot(self, now: float) -> None:
+        """Know nothing of a machine that still boots: a forked child gives it time of its own."""
+        if now < BOOT_TIME:
+            self._shared.boot_window_from = None
+            self._forget_absence()
 
     def clear(self) -> None:
         """Know nothing."""

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import sys
 
 from ._request import TokenKey
 from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
+
+# What this machine may lack: descriptors, ports, buffers, memory, space. That says nothing of IMDS.
+SHORTAGES = frozenset(
+    getattr(errno, name)
+    for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "ENOSPC", "EUSERS", "EDQUOT")
+    if hasattr(errno, name)
+)
+SHORTAGE_HINT = "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
+
+
+def shortage_in(error: BaseException) -> str | None:
+    """Return the shortage of this machine that made an import fail; None when the error tells of none."""
+    found: BaseException | None = error
+    while found is not None:
+        for number in SHORTAGES:
+            # The dynamic loader raises an ImportError that has the reason in its text alone.
+            in_text = isinstance(found, ImportError) and os.strerror(number) in str(found)
+            if in_text or (isinstance(found, OSError) and found.errno == number):
+                return f"{type(found).__name__}, {errno.errorcode[number]}: {os.strerror(number)}"
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def request_summary(resource: str | None, endpoint: str | None, identity: str | None) -> str:

@@ -11,17 +11,42 @@ import os
 import sys
 import threading
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
+
+from ._calling_thread import owns
 
 # Held while this package imports msal and the HTTP stack. Before a fork, handlers run in the reverse order of their
 # registration: logging is imported above, so that our lock is taken before logging's, as it is everywhere else.
 import_lock = threading.RLock()
 
 
-def importing() -> AbstractContextManager[object]:
-    """Return `import_lock`, or nothing to hold while the interpreter ends: a thread that has it then never lets go."""
-    return nullcontext() if sys.is_finalizing() else import_lock
+class ImportLockTimeoutError(Exception):
+    """Another thread has been importing for too long."""
+
+
+@contextmanager
+def importing(seconds: float | None = None) -> Iterator[None]:
+    """Hold `import_lock`; nothing is held while the interpreter ends, when a thread that has it never lets go.
+
+    Args:
+        seconds: How long to wait for it; None for as long as it takes. The thread that imports may wait for a lock of
+            logging that the caller has.
+
+    Raises:
+        ImportLockTimeoutError: It could not be had in time.
+    """
+    if sys.is_finalizing() or owns(import_lock):
+        yield
+        return
+    try:
+        if not import_lock.acquire(timeout=-1 if seconds is None else max(0.0, seconds)):
+            raise ImportLockTimeoutError(f"another thread has been importing for {seconds:.1f} s")
+        yield
+    finally:
+        if owns(import_lock):  # also where an interrupt came as soon as it was taken
+            import_lock.release()
 
 
 class Cache(Protocol):
@@ -44,11 +69,39 @@ def caches() -> tuple[Cache, ...]:
     return tuple(cache for reference in tuple(_caches) if (cache := reference()) is not None)
 
 
-def _in_child() -> None:
+_process = os.getpid()
+_is_forking = False  # the thread that has `import_lock` forks
+
+
+def is_forking() -> bool:
+    """Return whether this thread forks, so that a fork handler is calling. It has `import_lock` for that alone.
+
+    Handlers of others run while it has that lock, if they were registered before this module was imported.
+    """
+    return _is_forking and owns(import_lock)
+
+
+def reset_in_child() -> None:
+    """Reset the caches if this process is a child that has not done so. A fork handler of others may ask first."""
+    global _process  # noqa: PLW0603 # it is the process's
+    if _process != os.getpid():
+        _process = os.getpid()
+        for cache in caches():
+            cache.reset_after_fork()
+
+
+def _before() -> None:
+    global _is_forking  # noqa: PLW0603 # as above
+    import_lock.acquire()
+    _is_forking = True
+
+
+def _after() -> None:
+    global _is_forking  # noqa: PLW0603 # as above
+    _is_forking = False
     import_lock.release()
-    for cache in caches():
-        cache.reset_after_fork()
+    reset_in_child()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has none
-    os.register_at_fork(before=import_lock.acquire, after_in_parent=import_lock.release, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)

@@ -6,17 +6,16 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ._cache.token_cache import TokenCache, process_cache
 from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
-from ._errors import copy_of, local_error
-from ._fork import importing
+from ._errors import SHORTAGE_HINT, copy_of, local_error, shortage_in
+from ._fork import ImportLockTimeoutError, importing
 from ._identity import identity_from
 from ._request import TokenKey, TokenRequest, TokenResult
 from ._source import ManagedIdentitySource, source_and_evidence
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from azure.core.credentials import TokenRequestOptions
 
     from ._cache.token_entry import TokenEntry
+    from ._imds.client import ImdsClient
+    from ._shared.shared_cache import Fetcher
 
     class PipelineOptions(TypedDict, total=False):
         """The keyword arguments that shape a request. A credential with any of them has a cache of its own."""
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
         tracing_options: Mapping[str, Any] | None
 
 
+T = TypeVar("T")
+
+_loaded: set[Callable[[], object]] = set()  # functions whose imports are done
+
+IMPORT_INTERVAL = 0.5  # seconds between two tries to import where the machine lacks what that takes
 MAX_SECONDS = 30 * 86400.0  # more is a mistake, and more than locks can wait on some platforms
 
 
@@ -168,21 +174,67 @@ class CredentialOptions:
             raise local_error(request.key, reason, hint, seen=endpoint.seen) from None
 
     def _fetch_shared(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
-        # Without the lock once it is loaded: to read a shared token must not wait for another thread that loads msal.
-        with nullcontext() if f"{__package__}._shared.shared_cache" in sys.modules else importing():
-            from ._shared.shared_cache import sharing
+        sharing = _imported(_import_sharing, request, clock)
         return sharing(self._fetch_from_imds)(request, endpoint, clock)
 
     def _fetch_from_imds(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
-        with importing():
-            from ._imds.client import ImdsClient
-        return ImdsClient(self.pipeline_options).fetch(request, endpoint, clock)
+        client = _imported(_import_client, request, clock)
+        return client(self.pipeline_options).fetch(request, endpoint, clock)
 
     def has_listener(self, url: str) -> bool:
         """Return whether something accepts connections at a base URL."""
-        with importing():
-            from ._imds.connect import has_listener
+        try:
+            with importing():
+                from ._imds.connect import has_listener
+        except (OSError, ImportError) as error:
+            if shortage_in(error) is None:
+                raise
+            return False  # a shortage of this machine says nothing; the next look is a second later
         return has_listener(url)
+
+
+def _import_client() -> type[ImdsClient]:
+    from ._imds.client import ImdsClient
+
+    return ImdsClient
+
+
+def _import_sharing() -> Callable[[Fetcher], Fetcher]:
+    from ._shared.shared_cache import sharing
+
+    return sharing
+
+
+def _imported(load: Callable[[], T], request: TokenRequest, clock: Clock) -> T:
+    """Return what a function imports, in the time that the request has.
+
+    Raises:
+        ImdsServiceError: Another thread imports for so long, or this machine lacks what it takes, such as descriptors.
+    """
+    # Without the lock once all is loaded: to read a shared token must not wait for another thread that loads msal.
+    if load in _loaded:
+        return load()
+    while True:
+        try:
+            with importing(request.deadline - clock.now()):
+                found = load()
+            _loaded.add(load)
+            return found
+        except ImportLockTimeoutError as error:
+            reason = f"Nothing was sent: {error}, and may wait for what this thread does, such as to configure logging"
+            hint = "Get a token before, or do not ask for one there."
+            raise local_error(request.key, reason, hint) from None
+        except (OSError, ImportError) as error:
+            shortage = shortage_in(error)
+            if shortage is None:
+                raise
+            reason = f"This machine lacks what a connection needs ({shortage})"
+            failure = local_error(request.key, reason, SHORTAGE_HINT)
+            request.attempt_errors[:] = [failure]  # for callers whose time ends before that of the request
+            left = request.deadline - clock.now()
+            if left <= 0:
+                raise failure from None
+        clock.sleep(min(IMPORT_INTERVAL, left))
 
 
 def resource_from(scopes: tuple[str, ...]) -> str:

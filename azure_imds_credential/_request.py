@@ -73,6 +73,7 @@ class TokenRequest:
         generation: How often the cache entry was cleared before.
         endpoint_generation: How often the endpoint was cleared before.
         parent: The request whose hook, policy or log handler asks for this one.
+        inline: It runs on the thread of its caller, which may have what other requests wait for.
         held_since: When the usable token that this process holds was stored; `NEVER` without one.
         held_until: When it expires.
     """
@@ -88,11 +89,12 @@ class TokenRequest:
         generation: int = 0,
         endpoint_generation: int = 0,
         parent: Optional["TokenRequest"] = None,
+        inline: bool = False,
         held_since: float = NEVER,
         held_until: float = NEVER,
     ) -> None:
         self.key, self.started, self.deadline = key, started, deadline
-        self.forced, self.bypass_cache, self.parent = forced, bypass_cache, parent
+        self.forced, self.bypass_cache, self.parent, self.inline = forced, bypass_cache, parent, inline
         self.generation, self.endpoint_generation = generation, endpoint_generation
         self.held_since, self.held_until = held_since, held_until
         self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends

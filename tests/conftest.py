@@ -9,7 +9,7 @@ import pytest
 from environment import SET, clean_environment
 from hypothesis import HealthCheck, settings
 
-from azure_imds_credential._imds import retry_policy
+from azure_imds_credential import _endpoint
 from azure_imds_credential.testing._network import loopback_only
 
 clean_environment()  # before any fixture, of whatever scope, can start a child
@@ -47,4 +47,4 @@ def _same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _machine_that_has_been_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has just started gives a refused address ten seconds; tests of that say so."""
-    monkeypatch.setattr(retry_policy, "BOOT_TIME", 0.0)
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", 0.0)

@@ -22,12 +22,14 @@ import pytest
 from flavors import VAULT, Flavor, StillTime, VirtualTime, eventually
 from tcp import Listener, listening, never_read
 
-from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _options
+from azure_imds_credential import ImdsServiceError, ImdsUnavailableError, _endpoint, _options
 from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import TokenCache
-from azure_imds_credential._endpoint import ABSENCE_MEMORY, Absence, Endpoint
-from azure_imds_credential._imds import connect, retry, retry_policy
+from azure_imds_credential._endpoint import ABSENCE_MEMORY, BOOT_TIME, BOOT_WINDOW, Absence, Endpoint, UrlState
+from azure_imds_credential._identity import Identity
+from azure_imds_credential._imds import connect, retry_policy
 from azure_imds_credential._imds.machine import plainly_not_azure
+from azure_imds_credential._request import TokenKey
 from azure_imds_credential.testing import ImdsEmulator, faults, forget_tokens
 
 NAMESPACE = """
@@ -50,9 +52,10 @@ def in_a_network_that_swallows(program: str) -> Any:
     common = """
         import asyncio, json, threading, time
         import azure_imds_credential, azure_imds_credential.aio
-        from azure_imds_credential._imds import connect, retry_policy
+        from azure_imds_credential import _endpoint
+        from azure_imds_credential._imds import connect
 
-        retry_policy.BOOT_TIME = 0  # also on a machine that has just started
+        _endpoint.BOOT_TIME = 0  # also on a machine that has just started
 
         def ask(kind, url, **arguments):
             package = azure_imds_credential.aio if kind == "aio" else azure_imds_credential
@@ -222,7 +225,7 @@ def test_listener(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.Monkey
             assert ("remembered" in str(caught.value)) is remembered
         eventually(lambda: len(looks) >= 3)
         assert not any(looks)
-    eventually(lambda: any(looks) and _endpoint(credential).absence is None)
+    eventually(lambda: any(looks) and _endpoint_of(credential).absence is None)
     imds.assert_requests(0)
     assert flavor.run(credential.get_token(VAULT)).token in imds.tokens
     count = len(looks)
@@ -230,7 +233,7 @@ def test_listener(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.Monkey
     assert len(looks) == count, "looks go on"
 
 
-def _endpoint(credential: Any) -> Endpoint:
+def _endpoint_of(credential: Any) -> Endpoint:
     endpoint: Endpoint = credential._options.entry((VAULT,)).endpoint
     return endpoint
 
@@ -249,7 +252,7 @@ def test_urgent_calls(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmula
 def test_machine_that_just_started(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused address is tried again for up to 10 s, once; a program that starts before IMDS gets its token."""
     clock = StillTime(now=30.0)
-    monkeypatch.setattr(retry_policy, "BOOT_TIME", retry.BOOT_TIME)
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
     with ImdsEmulator(clock=clock.wall) as imds, imds.down():
         with pytest.raises(ImdsUnavailableError) as caught:
@@ -264,6 +267,70 @@ def test_machine_that_just_started(flavor: Flavor, monkeypatch: pytest.MonkeyPat
         assert clock.now() == before, "given time twice"
 
 
+def test_every_request_in_the_boot_window(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request before its end is given time until then, and absence is remembered only after it."""
+    clock = StillTime(now=30.0)
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    with ImdsEmulator(clock=clock.wall) as imds, imds.down():
+        for timeout in (3.0, 4.0):  # their time is up before the window is
+            begun = clock.now()
+            with pytest.raises(ImdsUnavailableError) as caught:
+                flavor.ask(imds.endpoint, timeout=timeout)
+            assert begun + timeout / 2 < clock.now() < begun + timeout
+            assert "remembered" not in str(caught.value)
+        before = clock.now()
+        assert before < 30.0 + BOOT_WINDOW - 1.0
+        with pytest.raises(ImdsUnavailableError) as caught:
+            flavor.ask(imds.endpoint, scope="https://other.example")
+        assert caught.value.attempts >= 2
+        assert clock.now() == pytest.approx(30.0 + BOOT_WINDOW)
+        with pytest.raises(ImdsUnavailableError, match="remembered"):
+            flavor.ask(imds.endpoint)
+        clock.skip(ABSENCE_MEMORY)
+        before = clock.now()
+        with pytest.raises(ImdsUnavailableError) as caught:
+            flavor.ask(imds.endpoint)
+        assert caught.value.attempts == 1
+        assert clock.now() == before, "given time twice"
+
+
+def test_a_request_that_begins_late_in_the_boot_window(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets its token when IMDS answers before the end of the window, though another one began it."""
+    with ImdsEmulator() as imds:
+        down = imds.down()
+
+        class Booting(StillTime):
+            def sleep(self, seconds: float) -> None:
+                super().sleep(seconds)
+                if self.now() > 38.0:
+                    down.__exit__(None, None, None)
+
+        clock = Booting(now=30.0)
+        monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
+        monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+        down.__enter__()
+        with pytest.raises(ImdsUnavailableError):
+            flavor.ask(imds.endpoint, timeout=3.0)
+        clock.skip(2.0)
+        assert flavor.ask(imds.endpoint, scope="https://other.example").token in imds.tokens
+
+
+@pytest.mark.parametrize(("up", "forgets"), [(30.0, True), (BOOT_TIME, False)])
+def test_a_child_of_a_machine_that_boots(monkeypatch: pytest.MonkeyPatch, up: float, forgets: bool) -> None:
+    """It gives IMDS time of its own, and inherits no absence from then; later it inherits what its parent knows."""
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
+    clock, urls = StillTime(now=up), dict[str, UrlState]()
+    cache = TokenCache(clock, urls)
+    endpoint = cache.entry(TokenKey("http://127.0.0.1", Identity(), VAULT)).endpoint
+    urls[endpoint.url].boot_window_from = up - BOOT_WINDOW
+    endpoint.note_unavailable(ImdsUnavailableError("no"), up, is_absent=True, has_listener=False)
+    assert endpoint.boot_time_left(up) == 0.0
+    cache.reset_after_fork()
+    assert endpoint.boot_time_left(up) == (BOOT_WINDOW if forgets else 0.0)
+    assert (endpoint.known_absence(up) is None) is forgets
+
+
 def test_imds_after_boot(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call gets its token when IMDS answers seconds after the program began."""
     with ImdsEmulator() as imds:
@@ -275,7 +342,7 @@ def test_imds_after_boot(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> Non
                 if self.now() > 34.0:
                     down.__exit__(None, None, None)
 
-        monkeypatch.setattr(retry_policy, "BOOT_TIME", retry.BOOT_TIME)
+        monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
         monkeypatch.setattr(_options, "process_cache", TokenCache(Booting(now=30.0)))
         down.__enter__()
         assert flavor.ask(imds.endpoint).token in imds.tokens
@@ -420,7 +487,7 @@ def test_absence_and_a_cached_token(flavor: Flavor, virtual_time: VirtualTime) -
     with ImdsEmulator(clock=virtual_time.wall) as imds:
         credential = flavor.ImdsCredential(endpoint=imds.endpoint)
         token = flavor.run(credential.get_token(VAULT)).token
-        endpoint = _endpoint(credential)
+        endpoint = _endpoint_of(credential)
         endpoint._seen_by.seen = False  # as where the token came from another process
         virtual_time.skip(14 * 3600)
         now = virtual_time.now()
@@ -464,20 +531,20 @@ def test_a_boot_retry_from_before_forget_tokens(flavor: Flavor, monkeypatch: pyt
                 forget_tokens()
 
     clock = Booting(now=30.0)
-    monkeypatch.setattr(retry_policy, "BOOT_TIME", retry.BOOT_TIME)
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
     monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
     with ImdsEmulator(clock=clock.wall) as imds, imds.down():
         credential = flavor.ImdsCredential(endpoint=imds.endpoint)
         endpoint = credential._options.entry((VAULT,)).endpoint
-        original, used = retry_policy.next_delay, list[bool]()
+        original, begun = retry_policy.next_delay, list[float | None]()
 
         def watched(*arguments: Any) -> float | None:
             if cleared:
-                used.append(endpoint.is_boot_retry_used)
+                begun.append(endpoint._shared.boot_window_from)
             return original(*arguments)
 
         monkeypatch.setattr(retry_policy, "next_delay", watched)
         with pytest.raises(ImdsUnavailableError):
             flavor.run(credential.get_token(VAULT))
-    assert used
-    assert not any(used)
+    assert begun
+    assert begun == [None] * len(begun)

@@ -19,6 +19,7 @@ from azure_imds_credential._cache.decision import (
     after_fetch,
     before_fetch,
     in_an_interrupt,
+    without_waiting,
 )
 from azure_imds_credential._cache.token_entry import CachedToken, TokenEntry, cached_token
 from azure_imds_credential._endpoint import Absence, Endpoint, UrlState
@@ -534,8 +535,10 @@ def test_a_decision_holds_what_it_was_given(entry: TokenEntry) -> None:
     assert vars(Fail(SERVICE)) == {"error": SERVICE}
     assert vars(Pause(1.0)) == {"until": 1.0}
     members = {"join": request, "deadline": 1.0, "wait_until": 2.0, "forced": True}
-    assert vars(Fetch(request, 1.0, 2.0, forced=True)) == members | {"in_background": False}
-    assert vars(Fetch(request, 1.0, 2.0, forced=True, in_background=True)) == members | {"in_background": True}
+    flags = {"in_background": False, "inline": False}
+    assert vars(Fetch(request, 1.0, 2.0, forced=True)) == members | flags
+    for flag in flags:
+        assert vars(Fetch(request, 1.0, 2.0, forced=True, **{flag: True})) == members | flags | {flag: True}
 
 
 _PAUSE, _FAIL = Pause(NOW + 1.0), Fail(SERVICE)
@@ -574,3 +577,18 @@ def test_a_call_that_interrupts_its_own_thread(
             assert "set a flag" in (found.error.hint or "")
     fresh = Return(_hold(entry, FRESH))
     assert in_an_interrupt(entry, NOW, fresh, has_lock=True) is fresh
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_call_that_must_not_wait(forced: bool, joins: bool) -> None:
+    """It runs a request of its own, with its own deadline; what needs no other thread is as it was."""
+    call, request = _call(), _request(deadline=NOW + 5.0) if joins else None
+    found = without_waiting(call, NOW, Fetch(request, NOW + 5.0, NOW + 5.0, forced=forced))
+    end = NOW + TIMEOUT
+    assert _members(found) == _members(Fetch(None, end, end + GRACE, forced=forced, inline=True))
+    background = Fetch(request, NOW + 90.0, NOW + 2.0, forced=False, in_background=True)
+    at_once = Fetch(request, NOW + 90.0, NOW, forced=False, in_background=True)
+    assert _members(without_waiting(call, NOW, background)) == _members(at_once)
+    for decision in (_PAUSE, _FAIL):
+        assert without_waiting(call, NOW, decision) is decision

@@ -19,6 +19,7 @@ from flavors import StillTime
 from azure_imds_credential import ImdsUnavailableError, _endpoint
 from azure_imds_credential._endpoint import (
     ABSENCE_MEMORY,
+    BOOT_WINDOW,
     MAX_CONCURRENT,
     MAX_PER_WINDOW,
     WINDOW,
@@ -241,6 +242,21 @@ def test_hooks_use_the_slot_of_their_request(clock: StillTime) -> None:
     assert len(limiter.active) == MAX_CONCURRENT
 
 
+def test_an_inline_request_waits_for_no_other(clock: StillTime) -> None:
+    """Five others may wait for a lock that its thread has; the number in a second holds for it too."""
+    limiter = RateLimiter()
+    for _ in _acquired(limiter, clock, MAX_CONCURRENT):
+        assert limiter.acquire(_request(inline=True), clock)
+    assert clock.now() == 0.0
+    assert len(limiter.active) == 2 * MAX_CONCURRENT
+    for request in tuple(limiter.active):
+        limiter.release(request, clock)
+    for _ in range(MAX_PER_WINDOW - 2 * MAX_CONCURRENT):
+        limiter.release(_acquired(limiter, clock, 1)[0], clock)
+    _acquired(limiter, clock, 1, inline=True)
+    assert clock.now() == pytest.approx(WINDOW)
+
+
 def test_slots_expire(clock: StillTime) -> None:
     """A moment after the deadline of their request, which may hang for good; what it releases then opens no other."""
     limiter = RateLimiter()
@@ -445,9 +461,10 @@ def test_a_look_for_what_was_forgotten(endpoint: Endpoint) -> None:
 def test_clearing_knows_nothing(endpoint: Endpoint) -> None:
     """As when the process began."""
     endpoint.note_unavailable(ImdsUnavailableError("no"), 100.0, is_absent=True, has_listener=False)
-    endpoint._shared.is_boot_retry_used = True
+    endpoint._shared.boot_window_from = 90.0
     endpoint.clear()
     assert vars(endpoint) == vars(Endpoint(URL, endpoint._seen_by))
+    assert endpoint._shared.boot_window_from is None
 
 
 @pytest.mark.parametrize("custom_pipeline", [False, True])
@@ -458,10 +475,21 @@ def test_a_request_from_before_tells_nothing_afterwards(custom_pipeline: bool) -
     older = TokenRequest(key, 0.0, 90.0, endpoint_generation=endpoint.generation)
     endpoint.clear()
     endpoint.note_seen(older)
-    endpoint.note_boot_retry(older)
-    assert (endpoint.seen, endpoint.is_boot_retry_used) == (False, False)
+    endpoint.note_boot_failure(older, 10.0)
+    assert (endpoint.seen, endpoint._shared.boot_window_from) == (False, None)
     newer = TokenRequest(key, 0.0, 90.0, endpoint_generation=endpoint.generation)
     endpoint.note_seen(newer)
-    assert (endpoint.seen, endpoint.is_boot_retry_used) == (True, False)
-    endpoint.note_boot_retry(newer)
-    assert endpoint.is_boot_retry_used
+    assert (endpoint.seen, endpoint._shared.boot_window_from) == (True, None)
+    endpoint.note_boot_failure(newer, 11.0)
+    assert endpoint._shared.boot_window_from == 11.0
+
+
+def test_the_boot_window(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens with the first failure of a machine that has just started, lasts 10 s, and never opens again."""
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", 120.0)
+    assert [endpoint.boot_time_left(now) for now in (0.0, 119.9, 120.0, 1e6)] == [BOOT_WINDOW, BOOT_WINDOW, 0.0, 0.0]
+    other = Endpoint(URL, endpoint._shared, custom_pipeline=True)
+    for now in (115.0, 118.0):
+        other.note_boot_failure(_request(), now)
+    assert [endpoint.boot_time_left(now) for now in (115.0, 121.0, 125.0, 130.0)] == [BOOT_WINDOW, 4.0, 0.0, 0.0]
+    assert BOOT_WINDOW == 10.0

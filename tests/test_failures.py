@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
 import socket
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +26,7 @@ from azure_imds_credential import (
     ImdsServiceError,
     ImdsThrottledError,
     ImdsUnavailableError,
+    _options,
 )
 from azure_imds_credential._cache import decision
 from azure_imds_credential._imds import retry_policy
@@ -625,6 +629,136 @@ def test_shortage_that_passes(
     monkeypatch.setattr("urllib3.util.connection.create_connection", refuse_twice)
     assert flavor.ask(imds.endpoint).token in imds.tokens
     assert len(virtual_time.slept) == 2
+
+
+def _of_an_import(name: str) -> list[Exception]:
+    """Return what an import raises where this machine lacks something."""
+    number = getattr(errno, name)
+    plain = OSError(number, os.strerror(number), "module.py")
+    caused = ImportError("cannot import name 'a' from 'b'")
+    caused.__cause__ = plain
+    loader = ImportError(f"module.so: cannot open shared object file: {os.strerror(number)}")
+    return [plain, caused, loader]
+
+
+@pytest.fixture
+def importing_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[Exception]], None]:
+    """What has the imports of the first request raise errors, one after the other."""
+    load = _options._import_client
+
+    def fail(errors: Iterable[Exception]) -> None:
+        remaining = iter(errors)
+
+        def load_or_fail() -> Any:
+            error = next(remaining, None)
+            if error is not None:
+                raise error
+            return load()
+
+        monkeypatch.setattr(_options, "_import_client", load_or_fail)
+
+    return fail
+
+
+@pytest.mark.parametrize("name", SHORTAGES)
+def test_shortage_at_the_first_request(
+    name: str,
+    flavor: Flavor,
+    virtual_time: VirtualTime,
+    imds: ImdsEmulator,
+    importing_fails: Callable[[Iterable[Exception]], None],
+) -> None:
+    """Where msal cannot be imported for lack of something, that is tried again until the time is up, and named."""
+    importing_fails(itertools.cycle(_of_an_import(name)))
+    with pytest.raises(ImdsServiceError, match=f"his machine lacks what a connection needs.*{name}") as caught:
+        flavor.ask(imds.endpoint)
+    assert "raise the limit" in (caught.value.hint or "")
+    assert sum(virtual_time.slept) >= 89.0
+    imds.assert_requests(0)
+
+
+def test_shortage_at_the_first_request_that_passes(
+    flavor: Flavor,
+    virtual_time: VirtualTime,
+    imds: ImdsEmulator,
+    importing_fails: Callable[[Iterable[Exception]], None],
+) -> None:
+    """A caller gets its token when descriptors are free again."""
+    importing_fails(_of_an_import("EMFILE"))
+    assert flavor.ask(imds.endpoint).token in imds.tokens
+    assert virtual_time.slept == [0.5] * 3
+
+
+def test_an_import_that_fails_otherwise(
+    flavor: Flavor,
+    virtual_time: VirtualTime,
+    imds: ImdsEmulator,
+    importing_fails: Callable[[Iterable[Exception]], None],
+) -> None:
+    """It is no shortage, and not tried again."""
+    importing_fails([ImportError("cannot import name 'a' from 'b'")])
+    with pytest.raises(ImportError, match="cannot import name"):
+        flavor.ask(imds.endpoint)
+    assert not virtual_time.slept
+
+
+# A process without descriptors that has not imported msal so far. It gets them back after a few tries.
+NO_DESCRIPTORS = """
+import asyncio, os, resource, sys
+import azure_imds_credential, azure_imds_credential.aio
+from azure_imds_credential._options import process_cache
+
+package = {"sync": azure_imds_credential, "aio": azure_imds_credential.aio}[sys.argv[1]]
+credential = package.ImdsCredential(endpoint=sys.argv[2])
+loop, held, tries = asyncio.new_event_loop(), [], []
+
+class Clock(type(process_cache.clock)):
+    def sleep(self, seconds):
+        tries.append(seconds)
+        if len(tries) == 3:
+            for descriptor in held:
+                os.close(descriptor)
+
+process_cache.clock = Clock()
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    token = credential.get_token("https://vault.azure.net")
+    if sys.argv[1] == "aio":
+        token = loop.run_until_complete(token)
+    print(len(tries), token.token)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_no_descriptors_at_the_first_request(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """The first call of a process gets its token as soon as modules can be read."""
+    command = [sys.executable, "-c", NO_DESCRIPTORS, flavor.name, imds.endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    tries, token = done.stdout.split()
+    assert tries == "3"
+    assert token in imds.tokens
+
+
+def test_no_look_without_descriptors(virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look whether something listens finds nothing where its module cannot be read for lack of descriptors."""
+    options = SYNC.ImdsCredential()._options
+    for error in _of_an_import("EMFILE"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_options, "importing", _raising(error))
+            assert options.has_listener("http://127.0.0.1:9") is False
+    monkeypatch.setattr(_options, "importing", _raising(ImportError("no")))
+    with pytest.raises(ImportError, match="no"):
+        options.has_listener("http://127.0.0.1:9")
+
+
+def _raising(error: Exception) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
 
 
 def test_client_request_id_without_response(flavor: Flavor, imds: ImdsEmulator) -> None:

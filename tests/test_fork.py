@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +226,67 @@ def test_fork_waits_for_an_import(imds: ImdsEmulator, module: str) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_WHILE_A_MODULE_IS_LOADED]
     done = subprocess.run([*command, module, imds.endpoint], check=True, capture_output=True, text=True, timeout=600)
     assert done.stdout == "token\n"
+
+
+# Asks in fork handlers that were registered before the package was imported, so that its own come first before a fork
+# and last after it. Another thread holds the locks of the cache meanwhile.
+FORK_HANDLERS = """
+import os, signal, sys, threading
+
+def hold():
+    def hold_locks():
+        with cache._lock, state.limiter.lock:
+            held.set()
+            over.wait()
+    threading.Thread(target=hold_locks, daemon=True).start()
+    held.wait()
+
+def ask(place):
+    signal.alarm(120)  # for a child that hangs
+    try:
+        told = flavor.ask(endpoint, scope=f"https://{place}.example", timeout=60).token
+    except Exception as error:
+        told = repr(error)
+    os.write(1, f"{place} {told}\\n".encode())
+
+held, over = threading.Event(), threading.Event()
+os.register_at_fork(before=hold, after_in_parent=over.set)
+os.register_at_fork(
+    before=lambda: ask("before"), after_in_parent=lambda: ask("parent"), after_in_child=lambda: ask("child")
+)
+
+from azure_imds_credential._endpoint import UrlState
+from azure_imds_credential._options import process_cache as cache
+from flavors import AIO, SYNC
+
+name, endpoint = sys.argv[1:]
+flavor = {"sync": SYNC, "aio": AIO}[name]
+state = cache._urls.setdefault(endpoint, UrlState())
+child = os.fork()
+for place in ("before", "late child" if child == 0 else "late parent"):
+    ask(place.replace(" ", "-"))
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_fork_handlers_that_ask(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """Fork handlers of others get tokens at each moment of a fork, whatever other threads of the parent hold."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_HANDLERS, flavor.name, imds.endpoint]
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+    told = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert {place for place, _ in told} == {"before", "parent", "child", "late-parent", "late-child"}
+    assert {token for _, token in told} == set(imds.tokens)
+    assert len({token for place, token in told if place == "before"}) == 1, "the tokens of the parent are kept"
 
 
 def test_forced_request_of_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:

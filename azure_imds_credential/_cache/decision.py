@@ -77,6 +77,7 @@ class Fetch:
         wait_until: Time of `Clock.now` at which the caller goes on without it.
         forced: A newer token is wanted than the one that is cached.
         in_background: A cached token serves, also when the request has not ended by `wait_until`.
+        inline: The caller runs a new one on its own thread.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class Fetch:
         *,
         forced: bool,
         in_background: bool = False,
+        inline: bool = False,
     ) -> None:
         self.join, self.deadline, self.wait_until = join, deadline, wait_until
-        self.forced, self.in_background = forced, in_background
+        self.forced, self.in_background, self.inline = forced, in_background, inline
 
 
 Decision: TypeAlias = Return | Fail | Pause | Fetch
@@ -171,6 +173,24 @@ def in_an_interrupt(entry: TokenEntry, now: float, decision: Decision, *, has_lo
         hint = "Ask again after the handler: have it set a flag, or get the token before."
         return Fail(local_error(entry.key, reason, hint))
     return decision
+
+
+def without_waiting(call: TokenCall, now: float, decision: Decision) -> Decision:
+    """Return what a call does instead whose thread has what a request on another thread may wait for.
+
+    It waits for none: a cached token serves, or it runs a request of its own. One that is under way goes on for those
+    who wait for it already.
+
+    Args:
+        call: The call.
+        now: Time of `Clock.now`.
+        decision: What it would do otherwise.
+    """
+    if not isinstance(decision, Fetch):
+        return decision
+    if decision.in_background:
+        return Fetch(decision.join, decision.deadline, now, forced=False, in_background=True)
+    return Fetch(None, call.deadline, call.deadline + GRACE, forced=decision.forced, inline=True)
 
 
 def after_fetch(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: float) -> Decision:

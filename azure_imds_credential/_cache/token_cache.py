@@ -13,14 +13,26 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
+from .._calling_thread import owns, owns_logging_lock
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
-from .._fork import caches, import_lock, register
+from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
-from .decision import Decision, Fail, Fetch, Pause, Return, TokenCall, after_fetch, before_fetch, in_an_interrupt
+from .decision import (
+    Decision,
+    Fail,
+    Fetch,
+    Pause,
+    Return,
+    TokenCall,
+    after_fetch,
+    before_fetch,
+    in_an_interrupt,
+    without_waiting,
+)
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry
 
 THREAD_NAME = "azure-imds-credential"
@@ -108,6 +120,13 @@ class TokenCache:
         return TokenCache(self.clock, self._urls, custom_pipeline=custom_pipeline)
 
     def reset_after_fork(self) -> None:
+        """Keep the tokens in a forked child, and nothing of a machine that still boots."""
+        self._keep_tokens()
+        now = self.clock.now()
+        for endpoint in tuple(self._endpoints.values()):
+            endpoint.forget_boot(now)
+
+    def _keep_tokens(self) -> None:
         """Keep the tokens where only this thread is left: in a forked child, and while the interpreter ends.
 
         Locks that other threads held stay locked for good, and their requests never end.
@@ -123,8 +142,9 @@ class TokenCache:
 
     def entry(self, key: TokenKey) -> TokenEntry:
         """Return the one entry of this key."""
+        reset_in_child()
         if sys.is_finalizing():
-            self.reset_after_fork()
+            self._keep_tokens()
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -211,10 +231,7 @@ class TokenCache:
         try:
             with self._lock:
                 now = self.clock.now()
-                entry.check_wall_clock(now, self.clock)
-                decision = before_fetch(entry, call, now, inside)
-                if has_lock or is_starting:
-                    decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
+                decision = self._next_step(entry, call, now, inside, has_lock=has_lock, is_starting=is_starting)
                 if isinstance(decision, Fetch):
                     request = decision.join
                     if request is None:
@@ -228,7 +245,8 @@ class TokenCache:
                     probe = entry.endpoint.absence_to_probe(now)
                 elif isinstance(decision, Pause):
                     call.has_paused = True
-            if is_starting and call.joined is not None:
+            runs_here = is_starting or (new is not None and new.inline)
+            if runs_here and call.joined is not None:
                 self._run(entry, options, call.joined)
             elif new is not None:
                 self._start(entry, options, new)
@@ -243,10 +261,31 @@ class TokenCache:
             self._start_probe(entry.endpoint, probe, options, max(0.0, probe.noted_at + PROBE_INTERVAL - now))
         return decision
 
+    def _next_step(
+        self,
+        entry: TokenEntry,
+        call: TokenCall,
+        now: float,
+        inside: TokenRequest | None,
+        *,
+        has_lock: bool,
+        is_starting: bool,
+    ) -> Decision:
+        """Return what a call does next, given what its thread is in the middle of."""
+        entry.check_wall_clock(now, self.clock)
+        decision = before_fetch(entry, call, now, inside)
+        if has_lock or is_starting:
+            decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
+        if isinstance(decision, Fetch) and (owns_logging_lock() or is_forking()):
+            decision = without_waiting(call, now, decision)
+        return decision
+
     def _has_lock(self, entry: TokenEntry) -> bool:
         """Return whether this thread has a lock that a request needs: the call interrupted it there."""
-        locks: tuple[Any, ...] = (self._lock, entry.endpoint.limiter.lock, import_lock)
-        return any(lock._is_owned() for lock in locks)  # as `threading.Condition` asks its own lock
+        # A thread that forks has the import lock without importing anything.
+        return any(owns(lock) for lock in (self._lock, entry.endpoint.limiter.lock)) or (
+            owns(import_lock) and not is_forking()
+        )
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
         """Decide after a wait for a request; for a refresh in the background there was none."""
@@ -406,6 +445,7 @@ def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenReque
         generation=entry.generation,
         endpoint_generation=entry.endpoint.generation,
         parent=inside,
+        inline=fetch.inline,
         held_since=entry.stored_at if held else NEVER,
         held_until=held.expires_at if held else NEVER,
     )
@@ -413,8 +453,10 @@ def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenReque
 
 def _start_thread(function: Callable[..., None], *args: object) -> bool:
     """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
-    if sys.is_finalizing():
-        return False  # CPython 3.10 and 3.11 would wait here for a thread that never runs
+    # CPython 3.10 and 3.11 would wait here for a thread that never runs while the interpreter ends. While this thread
+    # forks, one that starts would be lost, or be taken for one of the parent.
+    if sys.is_finalizing() or is_forking():
+        return False
     try:
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(function, *args), name=THREAD_NAME, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from .._errors import SHORTAGE_HINT
 from .._identity import Identity
 from ..exceptions import (
     IdentityMismatchError,
@@ -33,7 +34,7 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
     if verdict.is_fault:
         return "Fix the transport, hook or policy that was given to the credential: this is no answer of IMDS."
     if verdict.is_shortage:
-        return "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
+        return SHORTAGE_HINT
     if verdict.is_large and verdict.error is ImdsServiceError:
         return "Check what answers there: the responses of a real IMDS have some 2,000 bytes."
     if verdict.error is ImdsServiceError:

@@ -43,6 +43,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import HTTPResponse
 from urllib3.util.retry import Retry as UrllibRetry
 
+from .._errors import SHORTAGES as _SHORTAGES
 from .._version import __version__
 from .log_redaction import install_redaction
 from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, Response, excerpt
@@ -61,11 +62,6 @@ install_redaction()
 # What a transport may raise that means "no usable response". Anything else is a bug, or comes from a user's hook.
 TRANSPORT_ERRORS = (AzureError, OSError, HTTPError, HTTPException)
 
-_SHORTAGES = frozenset(
-    getattr(errno, name)
-    for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "ENOSPC", "EUSERS", "EDQUOT")
-    if hasattr(errno, name)
-)
 _UNREACHABLE = frozenset(
     getattr(errno, name)
     for name in ("ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN")

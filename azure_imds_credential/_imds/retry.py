@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from enum import Enum
 
+from .._endpoint import BOOT_WINDOW
+
 MIN_ATTEMPT = 0.3  # seconds that an attempt is given before the deadline; a healthy IMDS answers well within
-BOOT_TIME = 120.0  # seconds after the start of the machine in which its network and IMDS may still be on their way
 
 
 class Schedule:
@@ -48,7 +49,7 @@ class Retry(Enum):
     ONCE = Schedule(retries=1, until=math.inf)
     # Refused or unreachable on a machine that started moments ago. Short waits, because its network comes up in
     # seconds; half of each is fixed, so that they grow.
-    BOOTING = Schedule(retries=math.inf, until=10, base=0.2, floor=0.5)
+    BOOTING = Schedule(retries=math.inf, until=BOOT_WINDOW, base=0.2, floor=0.5)
     # 500 and the like by a server that never was IMDS. While IMDS restarts the host's WireServer answers in its place.
     UNKNOWN_SERVER = Schedule(retries=3, until=7)
     # 404, 408, 5xx, and no response from an IMDS that was seen. "At least 1 second", five retries:

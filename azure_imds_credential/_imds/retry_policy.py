@@ -12,7 +12,7 @@ from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.rest import HttpRequest
 
 from .._clock import Clock
-from .._endpoint import Endpoint
+from .._endpoint import BOOT_WINDOW, Endpoint
 from .._errors import request_summary
 from .._request import TokenRequest, TokenResult
 from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -21,7 +21,7 @@ from .hints import hint_for
 from .machine import has_proxy_agent
 from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
 from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, json_object, judge
-from .retry import BOOT_TIME, Retry, last_chance, next_delay
+from .retry import Retry, last_chance, next_delay
 
 READ_TIMEOUT = 20.0  # seconds; a real IMDS answers within one, or within a few where it asks Entra
 DEADLINE_MARGIN = 0.05  # seconds before the deadline in which a failed attempt counts as cut off by it
@@ -61,8 +61,6 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self.verdict = Verdict(
             ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
         )
-        # Once per process and URL: a machine without IMDS would pay for it at each call.
-        self._is_booting = clock.now() < BOOT_TIME and not endpoint.is_boot_retry_used
 
     def acquire_slot(self, error: ImdsError | None = None) -> None:
         """Wait until the rate limit permits an attempt.
@@ -192,7 +190,8 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
 
     def _judge(self, came_back: Response | NoResponse) -> None:
         key = self._request.key
-        situation = Situation(seen=self._seen(), is_booting=self._is_booting, has_proxy_agent=has_proxy_agent())
+        is_booting = self._endpoint.boot_time_left(self._clock.now()) > 0
+        situation = Situation(seen=self._seen(), is_booting=is_booting, has_proxy_agent=has_proxy_agent())
         self.verdict = judge(came_back, key.identity, key.resource, situation, self._clock.wall())
         self._throttled += self.verdict.status == 429
         if self.verdict.is_imds:
@@ -214,12 +213,16 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         verdict, now, clock = self.verdict, self._clock.now(), self._clock
         since, done = self._failures.get(verdict.retry, (now, 0))
         self._failures[verdict.retry] = since, done + 1
+        elapsed = now - since
+        if verdict.retry is Retry.BOOTING:
+            self._endpoint.note_boot_failure(self._request, now)
+            # The time is the machine's: it began with the first request that was refused.
+            elapsed = max(elapsed, BOOT_WINDOW - self._endpoint.boot_time_left(now))
+            self.verdict = verdict._replace(is_absent=False)  # what is refused now may listen soon
         limit = self._options.get("retry_total")
         if limit is not None and sum(count for _, count in self._failures.values()) > limit:
             return None
-        if verdict.retry is Retry.BOOTING:
-            self._endpoint.note_boot_retry(self._request)
-        delay = next_delay(verdict.retry, done, now - since, verdict.retry_after, clock.random)
+        delay = next_delay(verdict.retry, done, elapsed, verdict.retry_after, clock.random)
         if delay is None or verdict.retry_after is not None:
             return delay
         return last_chance(delay, self._seconds_left(), clock.random)

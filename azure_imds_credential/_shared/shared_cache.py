@@ -195,7 +195,7 @@ class SharedLease:
             # error of IMDS they go on one by one: that is as fast, and stays within its limits.
             return self._clock.now() - begun >= ABSENT_WAIT and self._read_note(ABSENT) >= begun
 
-        with importing():
+        with importing(request.deadline - self._clock.now()):
             from filelock import FileLock, Timeout
 
         def keep(descriptor: int) -> None:
