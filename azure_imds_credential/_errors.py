@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 import sys
+import threading
 
 from ._request import TokenKey
 from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -116,3 +117,9 @@ def join_credential_unavailable(error: BaseException) -> None:
     for cls in (ImdsUnavailableError, IdentityUnavailableError):
         if isinstance(error, cls) and not issubclass(cls, unavailable):
             cls.__bases__ = (ImdsError, unavailable)
+
+
+def report(error: Exception) -> None:
+    """Report an error of a log handler or an observer as one of this thread: no caller loses its token for it."""
+    told = (type(error), error, error.__traceback__, threading.current_thread())
+    threading.excepthook(threading.ExceptHookArgs(told))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -184,3 +185,25 @@ def test_no_handler() -> None:
     )
     child = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (child.stdout, child.stderr) == ("raised\n", "")
+
+
+def test_filter_that_fails(
+    flavor: Flavor,
+    imds: ImdsEmulator,
+    virtual_time: VirtualTime,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error of a log filter is reported as one of the thread, at a retry as at the end; the token comes."""
+
+    def fail(_record: logging.LogRecord) -> bool:
+        raise ValueError("no")
+
+    reported: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    caplog.set_level(logging.INFO, "azure_imds_credential")
+    monkeypatch.setattr(logging.getLogger("azure_imds_credential"), "filters", [fail])
+    imds.script(faults.status(503))
+    assert flavor.ask(imds.endpoint).token == imds.tokens[-1]
+    assert len(virtual_time.slept) == 1
+    assert [str(each.exc_value) for each in reported] == ["no", "no"]

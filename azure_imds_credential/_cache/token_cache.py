@@ -18,6 +18,7 @@ from typing import Protocol
 from .._calling_thread import owns, owns_logging_lock
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
+from .._errors import report
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
@@ -358,7 +359,7 @@ class TokenCache:
             if fields is not None:
                 notify(fields)
         except Exception as error:
-            _report(error)
+            report(error)
         finally:
             request.run_callbacks()
         if log is not None:
@@ -425,13 +426,7 @@ def _log(
         if result is not None and serves is not None:
             _logger.warning(REFRESH_FAILED, serves, pause, result.error)
     except Exception as error:  # logging lets through what a filter raises
-        _report(error)
-
-
-def _report(error: Exception) -> None:
-    """Report an error of a log handler or an observer as one of this thread: no caller loses its token for it."""
-    told = (type(error), error, error.__traceback__, threading.current_thread())
-    threading.excepthook(threading.ExceptHookArgs(told))
+        report(error)
 
 
 def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:
