@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import FrameType
 from typing import Any
+
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file of its frames
 
 
 def owns(lock: Any) -> bool:
@@ -24,3 +28,13 @@ def owns_logging_lock() -> bool:
     handlers = [reference() for reference in tuple(getattr(logging, "_handlerList", ()))]
     locks = [getattr(logging, "_lock", None), *(getattr(handler, "lock", None) for handler in handlers)]
     return any(owns(lock) for lock in locks)
+
+
+def is_importing() -> bool:
+    """Return whether this thread is in the middle of an import: what another one imports may have to wait for it."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
-from .._calling_thread import owns, owns_logging_lock
+from .._calling_thread import is_importing, owns, owns_logging_lock
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
@@ -276,9 +276,16 @@ class TokenCache:
         decision = before_fetch(entry, call, now, inside)
         if has_lock or is_starting:
             decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
-        if isinstance(decision, Fetch) and (owns_logging_lock() or is_forking()):
+        if isinstance(decision, Fetch) and self._may_be_waited_for():
             decision = without_waiting(call, now, decision)
         return decision
+
+    def _may_be_waited_for(self) -> bool:
+        """Return whether this thread has what a request on another thread may wait for.
+
+        A transport, a policy or a hook of the user's may import from the package that this thread imports.
+        """
+        return owns_logging_lock() or is_forking() or (self._custom_pipeline and is_importing())
 
     def _has_lock(self, entry: TokenEntry) -> bool:
         """Return whether this thread has a lock that a request needs: the call interrupted it there."""
