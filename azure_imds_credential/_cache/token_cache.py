@@ -36,6 +36,9 @@ from .decision import (
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry
 
 THREAD_NAME = "azure-imds-credential"
+# Bytes. A request that overflows the stack of its thread ends the process. With 32 KiB it does, with 64 KiB it did not
+# when this was tried; a user's transport may need more. (A stack_size of 0 is the system's default, which is larger.)
+MIN_STACK = 256 * 1024
 MIN_SWEEP = 64  # entries; below this number none are dropped
 
 # The one line that a request logs.
@@ -462,7 +465,7 @@ def _start_thread(function: Callable[..., None], *args: object) -> bool:
     """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
     # CPython 3.10 and 3.11 would wait here for a thread that never runs while the interpreter ends. While this thread
     # forks, one that starts would be lost, or be taken for one of the parent.
-    if sys.is_finalizing() or is_forking():
+    if sys.is_finalizing() or is_forking() or 0 < threading.stack_size() < MIN_STACK:
         return False
     try:
         run = contextvars.copy_context().run
