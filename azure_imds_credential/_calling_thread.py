@@ -30,6 +30,17 @@ def owns_logging_lock() -> bool:
     return any(owns(lock) for lock in locks)
 
 
+def has_stopping_hub() -> bool:
+    """Return whether gevent replaced threads, and those that start here run only while this native thread waits itself.
+
+    So it is outside the main one, as in gevent's thread pool: what a task there leaves running stands still after it.
+    """
+    monkey, gevent = sys.modules.get("gevent.monkey"), sys.modules.get("gevent")
+    if monkey is None or gevent is None or not monkey.is_module_patched("threading"):
+        return False
+    return not gevent.get_hub().main_hub
+
+
 def is_importing() -> bool:
     """Return whether this thread is in the middle of an import: what another one imports may have to wait for it."""
     frame: FrameType | None = sys._getframe()

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
-from .._calling_thread import is_importing, owns, owns_logging_lock
+from .._calling_thread import has_stopping_hub, is_importing, owns, owns_logging_lock
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
@@ -465,7 +465,7 @@ def _start_thread(function: Callable[..., None], *args: object) -> bool:
     """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
     # CPython 3.10 and 3.11 would wait here for a thread that never runs while the interpreter ends. While this thread
     # forks, one that starts would be lost, or be taken for one of the parent.
-    if sys.is_finalizing() or is_forking() or 0 < threading.stack_size() < MIN_STACK:
+    if sys.is_finalizing() or is_forking() or has_stopping_hub() or 0 < threading.stack_size() < MIN_STACK:
         return False
     try:
         run = contextvars.copy_context().run
