@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import FrameType
 from typing import Any
+
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file of its frames
 
 
 def owns(lock: Any) -> bool:
@@ -24,3 +28,24 @@ def owns_logging_lock() -> bool:
     handlers = [reference() for reference in tuple(getattr(logging, "_handlerList", ()))]
     locks = [getattr(logging, "_lock", None), *(getattr(handler, "lock", None) for handler in handlers)]
     return any(owns(lock) for lock in locks)
+
+
+def has_stopping_hub() -> bool:
+    """Return whether gevent replaced threads, and those that start here run only while this native thread waits itself.
+
+    So it is outside the main one, as in gevent's thread pool: what a task there leaves running stands still after it.
+    """
+    monkey, gevent = sys.modules.get("gevent.monkey"), sys.modules.get("gevent")
+    if monkey is None or gevent is None or not monkey.is_module_patched("threading"):
+        return False
+    return not gevent.get_hub().main_hub
+
+
+def is_importing() -> bool:
+    """Return whether this thread is in the middle of an import: what another one imports may have to wait for it."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False

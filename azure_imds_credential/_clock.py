@@ -7,10 +7,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-# CLOCK_BOOTTIME is never set and goes on while a VM hibernates. Without it: a clock that is never set.
-boot_clock: Callable[[], float] = (
-    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
-)
+
+def _boot_clock() -> Callable[[], float]:
+    """Return CLOCK_BOOTTIME, which is never set and goes on while a VM hibernates; else a clock that is never set."""
+    try:
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):  # some kernels and sandboxes do not know what Python has a name for
+        return time.monotonic
+    return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+
+
+boot_clock = _boot_clock()
 
 
 class Clock:

@@ -23,7 +23,7 @@ from azure_imds_credential._cache.token_entry import (
     TokenEntry,
     TokenState,
 )
-from azure_imds_credential._request import GRACE, NEVER, TokenResult
+from azure_imds_credential._request import GRACE, NEVER, TokenRequest, TokenResult
 
 A, B = "https://a", "https://b"
 ROUNDING = 1e-6  # seconds that adding and subtracting of large numbers may lose
@@ -93,12 +93,25 @@ class Simulation(CacheMachine):
         self.paused_at = NEVER
         self.failed_at = NEVER  # when the latest ordinary request failed
         self.can_start = True  # a thread
+        self.inline_fetches = 0  # requests that ran on the threads of their callers
+        self.replaced: set[TokenRequest] = set()  # requests under way when such a one took their place
         self.overslept = False  # the process was stopped for a while: calls may end late
         self.raised: list[BaseException] = []
         self.brought: list[BaseException] = []
         self.found: dict[str, str] = {}  # the latest token of each resource
 
     # Events.
+
+    def inline_call(self, *, forced: bool = False) -> None:
+        """A call of a thread that a request on another may wait for: it never waits for one."""
+        before, under_way = self.inline_fetches, [request for _, request in self.under_way]
+        self.patch.setattr(self.cache, "_may_be_waited_for", lambda: True)
+        count = len(self.calls)
+        self.call(forced=forced)
+        self.patch.delattr(self.cache, "_may_be_waited_for")
+        assert len(self.calls) == count, "it waits"
+        if self.inline_fetches > before:
+            self.replaced.update(under_way)
 
     def call(self, resource: str = A, *, forced: bool = False, timeout: float = TIMEOUT, patience: float = 0.0) -> None:
         before = self.started
@@ -199,7 +212,8 @@ class Simulation(CacheMachine):
     # Promises.
 
     def fetch(self, *_: object) -> TokenResult:
-        """Get a token where no thread can start."""
+        """Get a token where no thread can start, or none is waited for."""
+        self.inline_fetches += 1
         name = f"{A}#{next(self.numbers)}"
         self.token_clears[name] = self.clears
         self.ends[name] = self.now + 400.0
@@ -250,6 +264,7 @@ class Simulation(CacheMachine):
                 request
                 for owner, request in self.under_way
                 if owner is entry and self.now < request.deadline and request.generation == entry.generation
+                if request not in self.replaced
             ]
             assert len({request.forced for request in alive}) == len(alive), "two requests of a kind"
             assert not any(request and request.done() for request in (entry.plain, entry.forced))

@@ -6,14 +6,20 @@ import contextlib
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from azure.core.pipeline.policies import SansIOHTTPPolicy
+from azure.core.pipeline.transport import RequestsTransport
 from flavors import VAULT, Flavor, StillTime, VirtualTime
 from tcp import listening
 
@@ -26,6 +32,7 @@ from azure_imds_credential import (
     _options,
 )
 from azure_imds_credential._cache.token_cache import THREAD_NAME, TokenCache
+from azure_imds_credential._calling_thread import is_importing
 from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW, WINDOW
 from azure_imds_credential._request import TokenRequest
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, faults
@@ -235,6 +242,63 @@ def test_hook_that_waits_for_itself(flavor: Flavor, imds: ImdsEmulator) -> None:
     assert sync.get_token(VAULT).token
     assert time.monotonic() - begun < 60, "it waited for itself, until its time was up"
     assert "itself" in str(told[0])
+
+
+def _hook(use: Callable[[], None]) -> dict[str, Any]:
+    return {"raw_request_hook": lambda _: use()}
+
+
+def _policy(use: Callable[[], None]) -> dict[str, Any]:
+    class Policy(SansIOHTTPPolicy[Any, Any]):
+        def on_request(self, request: Any) -> None:
+            use()
+
+    return {"per_retry_policies": [Policy()]}
+
+
+def _transport(use: Callable[[], None]) -> dict[str, Any]:
+    class Transport(RequestsTransport):
+        def send(self, *args: Any, **kwargs: Any) -> Any:
+            use()
+            return super().send(*args, **kwargs)
+
+    return {"transport": Transport()}
+
+
+@pytest.mark.parametrize("way", [_hook, _policy, _transport])
+def test_a_call_while_its_package_is_imported(
+    way: Callable[..., dict[str, Any]],
+    flavor: Flavor,
+    imds: ImdsEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What a hook, a policy or a transport imports from a package may wait for the thread that imports the package."""
+
+    def use() -> None:
+        import_module("half_imported")  # as `from half_imported import settings` does first
+        assert import_module("half_imported.settings").NAME == "settings"
+
+    def ask() -> str:
+        assert is_importing()
+        token: str = flavor.ask(imds.endpoint, timeout=30, **way(use)).token
+        return token
+
+    package = tmp_path / "half_imported"
+    package.mkdir()
+    package.joinpath("__init__.py").write_text(
+        "import caller_of_half_imported\ntoken = caller_of_half_imported.ask()\n"
+    )
+    package.joinpath("settings.py").write_text("NAME = 'settings'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "caller_of_half_imported", SimpleNamespace(ask=ask))  # type: ignore[arg-type] # as good
+    assert not is_importing()
+    try:
+        assert import_module("half_imported").token in imds.tokens
+    finally:
+        for name in ("half_imported", "half_imported.settings"):
+            sys.modules.pop(name, None)
+    imds.assert_requests(1)
 
 
 def _child_gets_a_token(ask: Callable[[], Any]) -> bool:

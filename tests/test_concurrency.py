@@ -23,7 +23,7 @@ from flavors import SYNC, VAULT, Flavor, VirtualTime, eventually
 
 from azure_imds_credential import IdentityUnavailableError, ImdsCredential, ImdsError, ImdsServiceError
 from azure_imds_credential._cache import token_cache
-from azure_imds_credential._cache.token_cache import TokenCache
+from azure_imds_credential._cache.token_cache import MIN_STACK, TokenCache
 from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW
 from azure_imds_credential._request import TokenResult
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
@@ -253,6 +253,18 @@ def test_no_threads(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert flavor.ask(imds.endpoint).token == imds.tokens[0]
+
+
+@pytest.mark.parametrize(("size", "inline"), [(32768, True), (MIN_STACK - 1, True), (MIN_STACK, False), (0, False)])
+def test_no_thread_with_a_small_stack(
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, size: int, inline: bool
+) -> None:
+    """A request would overflow it and end the process, so it runs on the thread of its caller."""
+    threads = list[str]()
+    monkeypatch.setattr(threading, "stack_size", lambda: size)
+    token = flavor.ask(imds.endpoint, raw_request_hook=lambda _: threads.append(threading.current_thread().name)).token
+    assert token in imds.tokens
+    assert threads == [threading.current_thread().name if inline else "azure-imds-credential"]
 
 
 def test_short_timeout(flavor: Flavor, imds: ImdsEmulator) -> None:

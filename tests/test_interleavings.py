@@ -196,6 +196,18 @@ ALPHABETS = {
         4,
         1700,
     ),
+    "inline": (
+        Alphabet(
+            start=_held(400.0, 200.0),
+            calls=CALL
+            | {"inline call": Simulation.inline_call, "inline force": partial(Simulation.inline_call, forced=True)},
+            ends=TOKEN | FAILURE,
+            others=CLEAR,
+            steps={"31 s": _after(31.0), "150 s": _after(150.0)},
+        ),
+        4,
+        1700,
+    ),
     "absence": (
         Alphabet(
             calls=CALL | {"call for B": partial(Simulation.call, resource=B)},

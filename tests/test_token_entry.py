@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import time
 from typing import Any
 
@@ -22,7 +24,7 @@ from azure_imds_credential._cache.token_entry import (
     next_refresh_after,
     refresh_delay,
 )
-from azure_imds_credential._clock import Clock, boot_clock
+from azure_imds_credential._clock import Clock, _boot_clock, boot_clock
 from azure_imds_credential._endpoint import Absence, Endpoint, UrlState
 from azure_imds_credential._identity import Identity
 from azure_imds_credential._request import NEVER, TokenKey, TokenRequest, TokenResult
@@ -123,6 +125,18 @@ def test_the_clock_is_the_boot_clock() -> None:
         pytest.skip("no CLOCK_BOOTTIME here")
     assert Clock().now is boot_clock
     assert boot_clock.args == (time.CLOCK_BOOTTIME,)  # type: ignore[attr-defined] # a partial, where the clock exists
+
+
+def test_the_clock_where_the_kernel_knows_no_boot_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may have the name of a clock that the kernel or a sandbox refuses; a monotonic one takes its place."""
+
+    def refuse(clock: int) -> float:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(time, "clock_gettime", refuse, raising=False)
+    assert _boot_clock() is time.monotonic
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    assert _boot_clock() is time.monotonic
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
-from .._calling_thread import owns, owns_logging_lock
+from .._calling_thread import has_stopping_hub, is_importing, owns, owns_logging_lock
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
 from .._errors import report
@@ -37,6 +37,9 @@ from .decision import (
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry
 
 THREAD_NAME = "azure-imds-credential"
+# Bytes. A request that overflows the stack of its thread ends the process. With 32 KiB it does, with 64 KiB it did not
+# when this was tried; a user's transport may need more. (A stack_size of 0 is the system's default, which is larger.)
+MIN_STACK = 256 * 1024
 MIN_SWEEP = 64  # entries; below this number none are dropped
 
 # The one line that a request logs.
@@ -277,9 +280,16 @@ class TokenCache:
         decision = before_fetch(entry, call, now, inside)
         if has_lock or is_starting:
             decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
-        if isinstance(decision, Fetch) and (owns_logging_lock() or is_forking()):
+        if isinstance(decision, Fetch) and self._may_be_waited_for():
             decision = without_waiting(call, now, decision)
         return decision
+
+    def _may_be_waited_for(self) -> bool:
+        """Return whether this thread has what a request on another thread may wait for.
+
+        A transport, a policy or a hook of the user's may import from the package that this thread imports.
+        """
+        return owns_logging_lock() or is_forking() or (self._custom_pipeline and is_importing())
 
     def _has_lock(self, entry: TokenEntry) -> bool:
         """Return whether this thread has a lock that a request needs: the call interrupted it there."""
@@ -450,7 +460,7 @@ def _start_thread(function: Callable[..., None], *args: object) -> bool:
     """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
     # CPython 3.10 and 3.11 would wait here for a thread that never runs while the interpreter ends. While this thread
     # forks, one that starts would be lost, or be taken for one of the parent.
-    if sys.is_finalizing() or is_forking():
+    if sys.is_finalizing() or is_forking() or has_stopping_hub() or 0 < threading.stack_size() < MIN_STACK:
         return False
     try:
         run = contextvars.copy_context().run
