@@ -31,9 +31,9 @@ def owns_logging_lock() -> bool:
 
 
 def has_stopping_hub() -> bool:
-    """Return whether gevent replaced threads, and those that start here run only while this native thread waits itself.
+    """Return whether gevent replaced threads and this is a native thread beside the main one, as in its thread pool.
 
-    So it is outside the main one, as in gevent's thread pool: what a task there leaves running stands still after it.
+    What starts as a thread there runs only while this native thread waits. After its task it stands still.
     """
     monkey, gevent = sys.modules.get("gevent.monkey"), sys.modules.get("gevent")
     if monkey is None or gevent is None or not monkey.is_module_patched("threading"):
@@ -49,3 +49,15 @@ def is_importing() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def runs_event_loop() -> bool:
+    """Return whether an asyncio event loop runs on this thread."""
+    asyncio = sys.modules.get("asyncio")  # a program that only uses the sync class need not import it
+    if asyncio is None:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -23,7 +23,7 @@ import_lock = threading.RLock()
 
 
 class ImportLockTimeoutError(Exception):
-    """Another thread has been importing for too long."""
+    """Another thread imports, and did not end in time."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def importing(seconds: float | None = None) -> Iterator[None]:
         return
     try:
         if not import_lock.acquire(timeout=-1 if seconds is None else max(0.0, seconds)):
-            raise ImportLockTimeoutError(f"another thread has been importing for {seconds:.1f} s")
+            raise ImportLockTimeoutError
         yield
     finally:
         if owns(import_lock):  # also where an interrupt came as soon as it was taken
@@ -71,6 +71,7 @@ def caches() -> tuple[Cache, ...]:
 
 _process = os.getpid()
 _is_forking = False  # the thread that has `import_lock` forks
+_is_reset = True  # in a child: the caches are
 
 
 def is_forking() -> bool:
@@ -83,25 +84,34 @@ def is_forking() -> bool:
 
 def reset_in_child() -> None:
     """Reset the caches if this process is a child that has not done so. A fork handler of others may ask first."""
-    global _process  # noqa: PLW0603 # it is the process's
     if _process != os.getpid():
-        _process = os.getpid()
-        for cache in caches():
-            cache.reset_after_fork()
+        _reset()
+
+
+def _reset() -> None:
+    global _process, _is_reset  # they are the process's
+    _process, _is_reset = os.getpid(), True
+    for cache in caches():
+        cache.reset_after_fork()
 
 
 def _before() -> None:
-    global _is_forking  # noqa: PLW0603 # as above
+    global _is_forking, _is_reset  # as above
     import_lock.acquire()
-    _is_forking = True
+    _is_forking, _is_reset = True, False
 
 
 def _after() -> None:
     global _is_forking  # noqa: PLW0603 # as above
     _is_forking = False
     import_lock.release()
-    reset_in_child()
+
+
+def _in_child() -> None:
+    _after()
+    if not _is_reset:  # not by the process number: in a namespace of its own the child may have its parent's
+        _reset()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has none
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ._cache.token_cache import TokenCache, process_cache
+from ._calling_thread import owns_logging_lock
 from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
 from ._errors import SHORTAGE_HINT, copy_of, local_error, shortage_in
@@ -49,6 +50,7 @@ T = TypeVar("T")
 
 _loaded: set[Callable[[], object]] = set()  # functions whose imports are done
 
+LOGGING_WAIT = 2.0  # seconds to wait for another import, which may need the lock of logging that this thread has
 IMPORT_INTERVAL = 0.5  # seconds between two tries to import where the machine lacks what that takes
 MAX_SECONDS = 30 * 86400.0  # more is a mistake, and more than locks can wait on some platforms
 
@@ -124,6 +126,8 @@ class CredentialOptions:
                     f"shared_cache=True and {custom_pipeline[0]} exclude each other: tokens that come through a "
                     "transport, a policy or a hook of one's own are not shared"
                 )
+        # A transport of the user's may ignore deadlines, so it always runs on a thread that callers can leave.
+        self.runs_hooks = bool(custom_pipeline) and "transport" not in self.pipeline_options
         # Tokens that were requested in another way are not mixed with those of other credentials.
         self.cache: TokenCache = (
             process_cache.private_copy(custom_pipeline=bool(custom_pipeline))
@@ -162,13 +166,16 @@ class CredentialOptions:
     def fetch(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
         """Get a token from IMDS or, with `shared_cache`, from another process of this user."""
         fetch = self._fetch_shared if self.shared_cache else self._fetch_from_imds
-        if not sys.is_finalizing():
-            return fetch(request, endpoint, clock)
         try:
             return fetch(request, endpoint, clock)
         except ImdsError:
             raise
-        except Exception as error:  # whatever fails where nothing can be imported any more
+        except ImportLockTimeoutError:
+            raise _import_error(request) from None
+        except Exception as error:
+            if not sys.is_finalizing():
+                raise
+            # Whatever fails where nothing can be imported any more.
             reason = f"The interpreter is shutting down ({type(error).__name__})"
             hint = "Get the token before: a cached one is handed out until the end."
             raise local_error(request.key, reason, hint, seen=endpoint.seen) from None
@@ -205,25 +212,34 @@ def _import_sharing() -> Callable[[Fetcher], Fetcher]:
     return sharing
 
 
+def _import_error(request: TokenRequest) -> ImdsError:
+    """Return the error of a request that could not load msal and the HTTP stack, because another thread does."""
+    if owns_logging_lock():
+        reason = "Nothing was sent: another thread imports, and may wait for the lock of logging that this one has"
+        hint = "Get a token before logging is configured, or after."
+    else:
+        reason = "Nothing was sent: another thread imports, and did not end in time"
+        hint = "Try again, or raise timeout."
+    return local_error(request.key, reason, hint)
+
+
 def _imported(load: Callable[[], T], request: TokenRequest, clock: Clock) -> T:
     """Return what a function imports, in the time that the request has.
 
     Raises:
-        ImdsServiceError: Another thread imports for so long, or this machine lacks what it takes, such as descriptors.
+        ImdsServiceError: This machine lacks what that takes, such as descriptors.
+        ImportLockTimeoutError: Another thread imports for so long.
     """
     # Without the lock once all is loaded: to read a shared token must not wait for another thread that loads msal.
     if load in _loaded:
         return load()
     while True:
         try:
-            with importing(request.deadline - clock.now()):
+            left = request.deadline - clock.now()
+            with importing(min(left, LOGGING_WAIT) if owns_logging_lock() else left):
                 found = load()
             _loaded.add(load)
             return found
-        except ImportLockTimeoutError as error:
-            reason = f"Nothing was sent: {error}, and may wait for what this thread does, such as to configure logging"
-            hint = "Get a token before, or do not ask for one there."
-            raise local_error(request.key, reason, hint) from None
         except (OSError, ImportError) as error:
             shortage = shortage_in(error)
             if shortage is None:

@@ -96,8 +96,6 @@ class _Instruments:
 
         now = boot_clock()
         for key, expiry in tuple(self._expiries.items()):
-            if expiry <= now:
-                self._expiries.pop(key, None)
-            else:
+            if expiry > now:
                 identity, resource = key
                 yield Observation(expiry - now, {"azure.imds.identity": identity, "azure.imds.resource": resource})

@@ -15,6 +15,7 @@ from typing import Any
 from cache_machine import DAY, TIMEOUT, CacheMachine, Caller
 
 from azure_imds_credential import IdentityUnavailableError, ImdsServiceError, ImdsUnavailableError
+from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.decision import REFRESH_WAIT
 from azure_imds_credential._cache.token_entry import (
     CLOCK_CHECK_INTERVAL,
@@ -105,10 +106,10 @@ class Simulation(CacheMachine):
     def inline_call(self, *, forced: bool = False) -> None:
         """A call of a thread that a request on another may wait for: it never waits for one."""
         before, under_way = self.inline_fetches, [request for _, request in self.under_way]
-        self.patch.setattr(self.cache, "_may_be_waited_for", lambda: True)
+        self.patch.setattr(token_cache, "must_not_wait", lambda **_: True)
         count = len(self.calls)
         self.call(forced=forced)
-        self.patch.delattr(self.cache, "_may_be_waited_for")
+        self.patch.setattr(token_cache, "must_not_wait", lambda **_: False)
         assert len(self.calls) == count, "it waits"
         if self.inline_fetches > before:
             self.replaced.update(under_way)

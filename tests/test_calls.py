@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from azure.core.pipeline.policies import SansIOHTTPPolicy
 from azure.core.pipeline.transport import RequestsTransport
-from flavors import VAULT, Flavor, StillTime, VirtualTime
+from flavors import SYNC, VAULT, Flavor, StillTime, VirtualTime, eventually
 from tcp import listening
 
 from azure_imds_credential import (
@@ -31,6 +31,7 @@ from azure_imds_credential import (
     ImdsUnavailableError,
     _options,
 )
+from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import THREAD_NAME, TokenCache
 from azure_imds_credential._calling_thread import is_importing
 from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW, WINDOW
@@ -256,24 +257,11 @@ def _policy(use: Callable[[], None]) -> dict[str, Any]:
     return {"per_retry_policies": [Policy()]}
 
 
-def _transport(use: Callable[[], None]) -> dict[str, Any]:
-    class Transport(RequestsTransport):
-        def send(self, *args: Any, **kwargs: Any) -> Any:
-            use()
-            return super().send(*args, **kwargs)
-
-    return {"transport": Transport()}
-
-
-@pytest.mark.parametrize("way", [_hook, _policy, _transport])
+@pytest.mark.parametrize("way", [_hook, _policy])
 def test_a_call_while_its_package_is_imported(
-    way: Callable[..., dict[str, Any]],
-    flavor: Flavor,
-    imds: ImdsEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    way: Callable[..., dict[str, Any]], imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What a hook, a policy or a transport imports from a package may wait for the thread that imports the package."""
+    """What a hook or a policy imports from a package may wait for the thread that imports the package."""
 
     def use() -> None:
         import_module("half_imported")  # as `from half_imported import settings` does first
@@ -281,8 +269,7 @@ def test_a_call_while_its_package_is_imported(
 
     def ask() -> str:
         assert is_importing()
-        token: str = flavor.ask(imds.endpoint, timeout=30, **way(use)).token
-        return token
+        return ImdsCredential(endpoint=imds.endpoint, timeout=30, **way(use)).get_token(VAULT).token
 
     package = tmp_path / "half_imported"
     package.mkdir()
@@ -299,6 +286,52 @@ def test_a_call_while_its_package_is_imported(
         for name in ("half_imported", "half_imported.settings"):
             sys.modules.pop(name, None)
     imds.assert_requests(1)
+
+
+def test_where_a_call_under_an_import_runs(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under an import a hook of the sync class runs on the thread of its caller.
+
+    An event loop goes on, and a transport cannot make a call outlast its timeout: those run on a thread of their own.
+    """
+    monkeypatch.setattr(token_cache, "is_importing", lambda: True)
+    threads: list[threading.Thread] = []
+
+    class Transport(RequestsTransport):
+        def send(self, *args: Any, **kwargs: Any) -> Any:
+            threads.append(threading.current_thread())
+            return super().send(*args, **kwargs)
+
+    flavor.ask(imds.endpoint, raw_request_hook=lambda _: threads.append(threading.current_thread()))
+    flavor.ask(imds.endpoint, transport=Transport())
+    own = [thread is threading.current_thread() for thread in threads]
+    assert own == [flavor is SYNC, False]
+
+
+@pytest.mark.parametrize("where", ["under a lock of logging", "where no thread can start"])
+def test_interrupt_of_a_request_that_another_call_joined(
+    where: str, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl+C in a request that runs on the thread of its caller ends that call alone; one that joined asks again."""
+    main = threading.current_thread()
+    if where == "under a lock of logging":
+        monkeypatch.setattr(token_cache, "must_not_wait", lambda **_: threading.current_thread() is main)
+    else:
+        monkeypatch.setattr(token_cache, "_start_thread", lambda *_: False)
+    interrupts = iter([True])
+
+    def hook(_request: Any) -> None:
+        if next(interrupts, False):
+            other.start()
+            eventually(lambda: entry.plain is not None and entry.plain.waiting == 2)
+            raise KeyboardInterrupt
+
+    credential, tokens = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook), list[str]()
+    entry = credential._options.entry((VAULT,))
+    other = threading.Thread(target=lambda: tokens.append(credential.get_token(VAULT).token))
+    with pytest.raises(KeyboardInterrupt):
+        credential.get_token(VAULT)
+    other.join()
+    assert tokens == [imds.tokens[0]]
 
 
 def _child_gets_a_token(ask: Callable[[], Any]) -> bool:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,6 +288,15 @@ def test_fork_handlers_that_ask(flavor: Flavor, imds: ImdsEmulator) -> None:
     assert {place for place, _ in told} == {"before", "parent", "child", "late-parent", "late-child"}
     assert {token for _, token in told} == set(imds.tokens)
     assert len({token for place, token in told if place == "before"}) == 1, "the tokens of the parent are kept"
+
+
+def test_child_with_the_number_of_its_parent(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process namespace of its own a child may have its parent's number: it is reset all the same."""
+    monkeypatch.setattr(_fork, "os", SimpleNamespace(getpid=lambda: 1))
+    monkeypatch.setattr(_fork, "_process", 1)
+    cache = ImdsCredential(endpoint=imds.endpoint)._options.cache
+    lock = cache._lock
+    assert _in_child(lambda: cache._lock is not lock)
 
 
 def test_forced_request_of_a_child(flavor: Flavor, imds: ImdsEmulator) -> None:

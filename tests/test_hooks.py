@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import requests
-from azure.core.exceptions import HttpResponseError, ServiceRequestError
+from azure.core.exceptions import HttpResponseError, ServiceRequestError, StreamConsumedError
 from azure.core.pipeline import PipelineResponse
 from azure.core.pipeline.policies import HTTPPolicy, SansIOHTTPPolicy
 from azure.core.pipeline.transport import RequestsTransport
@@ -23,7 +24,10 @@ from azure_imds_credential import (
     ImdsServiceError,
     ImdsUnavailableError,
 )
+from azure_imds_credential._imds import retry_policy
+from azure_imds_credential._imds.connect import address_count
 from azure_imds_credential._imds.pipeline import no_response
+from azure_imds_credential._imds.response import BODY_LIMIT
 from azure_imds_credential.testing import ImdsEmulator, faults
 from azure_imds_credential.testing.faults import Reply, Steps
 
@@ -192,6 +196,95 @@ def test_policy_that_stands_in_for_the_network(flavor: Flavor, imds: ImdsEmulato
     imds.assert_requests(0)
 
 
+class FailingLater(HTTPPolicy[Any, Any]):
+    """A policy that raises instead of the second attempt, as a circuit breaker does."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.attempts = error, 0
+
+    def send(self, request: Any) -> Any:
+        self.attempts += 1
+        if self.attempts == 2:
+            raise self.error
+        return self.next.send(request)
+
+
+@pytest.mark.parametrize(
+    "error", [ServiceRequestError("open"), ConnectionRefusedError(errno.ECONNREFUSED, "no"), requests.ConnectionError()]
+)
+@pytest.mark.usefixtures("virtual_time")
+def test_policy_that_breaks_the_circuit(error: Exception, flavor: Flavor, imds: ImdsEmulator) -> None:
+    """An attempt that a policy does not let through is judged by its own error, not by the attempt before."""
+    imds.script(faults.status(503))
+    assert flavor.ask(imds.endpoint, per_retry_policies=[FailingLater(error)]).token == imds.tokens[-1]
+    imds.assert_requests(2)
+
+
+@READERS
+@pytest.mark.parametrize(
+    "fault", [faults.wrong_length(), faults.status(503, b" " * (BODY_LIMIT + 1))], ids=["broken", "large"]
+)
+@pytest.mark.usefixtures("virtual_time")
+def test_body_that_a_hook_cannot_read(
+    fault: Any, read: Callable[[Any], Any], flavor: Flavor, imds: ImdsEmulator
+) -> None:
+    """Where a body broke off or is too large, the response counts, not the error of the hook that wants to read it."""
+    imds.script(fault)
+
+    def hook(response: Any) -> None:
+        with suppress(ValueError):  # what requests still gives of such a body is no JSON
+            read(response.http_response)
+
+    assert flavor.ask(imds.endpoint, raw_response_hook=hook).token == imds.tokens[-1]
+    imds.assert_requests(2)
+
+
+class Once:
+    """A response of a transport of the user's own that can be read once, and keeps what was read."""
+
+    def __init__(self) -> None:
+        self.status_code, self.headers = 200, {"Server": "IMDS/150.870.65.1"}
+        self._content: bytes | None = None
+        self._is_consumed = False
+
+    def iter_raw(self) -> Iterator[bytes]:
+        if self._is_consumed:
+            raise StreamConsumedError(self)
+        self._is_consumed = True
+        yield json.dumps({"access_token": "dummy", "expires_in": 3600, "resource": VAULT}).encode()
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        return iter([self._content]) if self._content is not None else self.iter_raw()
+
+    def read(self) -> bytes:
+        self._content = b"".join(self.iter_bytes())
+        return self._content
+
+
+def test_response_that_can_be_read_once(flavor: Flavor) -> None:
+    """A hook may read a response that cannot be read twice: it is judged by what the hook left in it."""
+    transport = Mock(send=lambda *_, **__: Once())
+    token = flavor.ask("http://127.0.0.1:1", transport=transport, raw_response_hook=lambda r: r.http_response.read())
+    assert token.token == "dummy"
+
+
+class Plain(RequestsTransport):
+    """A transport of the user's that changes nothing in how a request is sent."""
+
+
+@pytest.mark.parametrize("transport", [RequestsTransport, Plain])
+@pytest.mark.usefixtures("virtual_time")
+def test_bounds_hold_in_a_users_transport(
+    transport: type[RequestsTransport], flavor: Flavor, imds: ImdsEmulator
+) -> None:
+    """A body that breaks off, or is compressed, is told as with our own transport."""
+    imds.script(faults.wrong_length(), faults.wrong_length(), faults.gzipped, faults.gzipped)
+    with pytest.raises(ImdsServiceError, match="broke off"):
+        flavor.ask(imds.endpoint, transport=transport(), retry_total=1)
+    with pytest.raises(ImdsServiceError, match="gzip"):
+        flavor.ask(imds.endpoint, transport=transport(), retry_total=1)
+
+
 class Fallback(HTTPPolicy[Any, Any]):
     """A policy that answers in the place of an IMDS that does not."""
 
@@ -253,24 +346,23 @@ def test_name_that_is_unknown_yet(number: int, is_refused: bool) -> None:
     assert no_response(error).is_refused == is_refused
 
 
-class Recording(RequestsTransport):
-    """A transport that keeps the timeouts that it is given, and reaches nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.timeouts: list[float] = []
-
-    def send(self, request: Any, **kwargs: Any) -> Any:
-        self.timeouts.append(kwargs["connection_timeout"])
-        raise ServiceRequestError("no")
+@pytest.mark.parametrize(("host", "expected"), [("imds.example", 6), ("127.0.0.1", 1), ("[::1]", 1)])
+def test_count_of_addresses(host: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is looked up; an address is one."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [None] * 6)
+    assert address_count(f"http://{host}:80") == expected
 
 
-@pytest.mark.parametrize("count", [1, 2, 6])
-def test_addresses_share_the_time(count: int, flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_share_the_time(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host with several addresses has no more time than one: each is tried with its share."""
-    address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [address] * count)
-    transport = Recording()
+    timeouts: list[float] = []
+
+    def connect(_address: Any, timeout: float, *_: Any, **__: Any) -> Any:
+        timeouts.append(timeout)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(retry_policy, "address_count", lambda _url: 6)
+    monkeypatch.setattr("urllib3.util.connection.create_connection", connect)
     with pytest.raises(ImdsUnavailableError):
-        flavor.ask("http://imds.example", transport=transport, connection_timeout=0.6)
-    assert transport.timeouts == [pytest.approx(0.6 / count)]
+        flavor.ask("http://127.0.0.1:1", connection_timeout=0.6)
+    assert timeouts == [pytest.approx(0.1)]

@@ -29,6 +29,8 @@ from azure_imds_credential.serve import SERVE_HEADER
 from azure_imds_credential.serve._instance import BODY_LIMIT, KEPT_SECONDS, Instance, next_turn
 from azure_imds_credential.serve._program import ServeOptions, check_addresses
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, UserAssigned, faults, forget_tokens
+from azure_imds_credential.testing._http.connection import End
+from azure_imds_credential.testing.faults import Reply, Steps
 
 STORAGE = f"{TOKEN_PATH}?api-version=2018-02-01&resource=https://storage.azure.com/"
 USER = UserAssigned("app")
@@ -162,6 +164,18 @@ def test_serve_forgets_what_it_held_and_no_more(imds: ImdsEmulator, serve: Servi
         serve.token(f"{TOKEN_PATH}?api-version=2018-02-01&resource=https://{resource}")
     asked = [(request.param("resource"), request.param("bypass_cache")) for request in imds.token_requests[1:]]
     assert [bypass for _, bypass in asked] == [None, "true", None]
+
+
+def test_serve_where_an_error_breaks_off(imds: ImdsEmulator, serve: Serving) -> None:
+    """An error of IMDS whose body breaks off is answered as an error of IMDS, and not as one of serve."""
+
+    def broken(reply: Reply) -> Steps:
+        yield Reply(403, b"{}", reply.headers).with_header("Content-Length", "20").encode()
+        yield End.CLOSE
+
+    imds.script(broken, seconds=600)
+    answer = serve.ask(TARGET)
+    assert (answer.status, "broke off" in answer.body.decode()) == (403, True)
 
 
 def test_serve_forgets_what_is_under_way(imds: ImdsEmulator, serve: Serving) -> None:

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
-from .._calling_thread import has_stopping_hub, is_importing, owns, owns_logging_lock
+from .._calling_thread import has_stopping_hub, is_importing, owns, owns_logging_lock, runs_event_loop
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
 from .._errors import report
@@ -64,6 +64,7 @@ class CallOptions(Protocol):
 
     timeout: float
     wait_for_identity: float
+    runs_hooks: bool  # hooks or policies of the user's run in a request
 
     def fetch(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
         """Get a token, on the thread of the request."""
@@ -235,7 +236,8 @@ class TokenCache:
         try:
             with self._lock:
                 now = self.clock.now()
-                decision = self._next_step(entry, call, now, inside, has_lock=has_lock, is_starting=is_starting)
+                interrupts = has_lock or is_starting
+                decision = self._next_step(entry, options, call, now, inside, interrupts=interrupts, has_lock=has_lock)
                 if isinstance(decision, Fetch):
                     request = decision.join
                     if request is None:
@@ -251,7 +253,7 @@ class TokenCache:
                     call.has_paused = True
             runs_here = is_starting or (new is not None and new.inline)
             if runs_here and call.joined is not None:
-                self._run(entry, options, call.joined)
+                self._run(entry, options, call.joined, on_own_thread=False)
             elif new is not None:
                 self._start(entry, options, new)
         except BaseException:  # an interrupt: no other caller may wait for a request that never starts
@@ -268,28 +270,22 @@ class TokenCache:
     def _next_step(
         self,
         entry: TokenEntry,
+        options: CallOptions,
         call: TokenCall,
         now: float,
         inside: TokenRequest | None,
         *,
+        interrupts: bool,
         has_lock: bool,
-        is_starting: bool,
     ) -> Decision:
         """Return what a call does next, given what its thread is in the middle of."""
         entry.check_wall_clock(now, self.clock)
         decision = before_fetch(entry, call, now, inside)
-        if has_lock or is_starting:
+        if interrupts:
             decision = in_an_interrupt(entry, now, decision, has_lock=has_lock)
-        if isinstance(decision, Fetch) and self._may_be_waited_for():
+        if isinstance(decision, Fetch) and must_not_wait(runs_hooks=options.runs_hooks):
             decision = without_waiting(call, now, decision)
         return decision
-
-    def _may_be_waited_for(self) -> bool:
-        """Return whether this thread has what a request on another thread may wait for.
-
-        A transport, a policy or a hook of the user's may import from the package that this thread imports.
-        """
-        return owns_logging_lock() or is_forking() or (self._custom_pipeline and is_importing())
 
     def _has_lock(self, entry: TokenEntry) -> bool:
         """Return whether this thread has a lock that a request needs: the call interrupted it there."""
@@ -318,13 +314,15 @@ class TokenCache:
         if _start_thread(self._run, entry, options, request):
             return
         if request.forced or request.held_until <= request.started:
-            self._run(entry, options, request)
+            self._run(entry, options, request, on_own_thread=False)
             return
         self._finish(entry, request, None)
         with self._lock:
             entry.postpone_refresh(self.clock.now())
 
-    def _run(self, entry: TokenEntry, options: CallOptions, request: TokenRequest) -> None:
+    def _run(
+        self, entry: TokenEntry, options: CallOptions, request: TokenRequest, *, on_own_thread: bool = True
+    ) -> None:
         """Fetch a token and keep what comes. Do nothing if the request has begun elsewhere, or has ended."""
         token, place = current_request.set(request), ""
         try:
@@ -335,6 +333,9 @@ class TokenCache:
             try:
                 result = options.fetch(request, entry.endpoint, self.clock)
             except BaseException as error:  # a user's hook may raise anything, and callers are waiting
+                if not (on_own_thread or isinstance(error, Exception)):
+                    self._finish(entry, request, None)  # an interrupt is this caller's: others ask again
+                    raise
                 place = _place(error)
                 # Frames of the request hold responses, and responses hold tokens.
                 error.__traceback__ = error.__context__ = error.__cause__ = None
@@ -437,6 +438,16 @@ def _log(
             _logger.warning(REFRESH_FAILED, serves, pause, result.error)
     except Exception as error:  # logging lets through what a filter raises
         report(error)
+
+
+def must_not_wait(*, runs_hooks: bool) -> bool:
+    """Return whether this thread has what a request on another thread may wait for.
+
+    Args:
+        runs_hooks: Hooks or policies of the user's run in the request. They may import from the package that this
+            thread imports. Where it runs an event loop, other tasks must go on all the same.
+    """
+    return owns_logging_lock() or is_forking() or (runs_hooks and not runs_event_loop() and is_importing())
 
 
 def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:

@@ -27,6 +27,9 @@ def address_count(url: str) -> int:
 
     They share the time of a connect attempt: sockets try one after the other, each with the whole timeout.
     """
+    host = urlsplit(url).hostname or ""
+    if ":" in host or host.replace(".", "").isdigit():
+        return 1  # an address
     with suppress(OSError, UnicodeError):  # an unknown name, of which the attempt itself tells
         return max(1, len(socket.getaddrinfo(*_host_and_port(url), type=socket.SOCK_STREAM)))
     return 1

@@ -24,6 +24,7 @@ from azure.core.exceptions import (
     AzureError,
     ServiceRequestError,
     ServiceRequestTimeoutError,
+    ServiceResponseError,
     ServiceResponseTimeoutError,
     StreamClosedError,
     StreamConsumedError,
@@ -61,6 +62,15 @@ install_redaction()
 
 # What a transport may raise that means "no usable response". Anything else is a bug, or comes from a user's hook.
 TRANSPORT_ERRORS = (AzureError, OSError, HTTPError, HTTPException)
+# By which a policy that sends nothing says that the network failed.
+NETWORK_ERRORS = (
+    ServiceRequestError,
+    ServiceResponseError,
+    ConnectionError,
+    HTTPError,
+    HTTPException,
+    requests.RequestException,
+)
 
 _UNREACHABLE = frozenset(
     getattr(errno, name)
@@ -113,8 +123,8 @@ class ImdsPipeline:
             transport = RequestsTransport(session=self._session, session_owner=False, use_env_settings=False)
         elif isinstance(transport, RequestsTransport):
             self.per_request |= _without_environment(endpoint)
-        if type(transport) is RequestsTransport:  # one of the user's own making may read the response itself
-            self.per_request["stream"] = True
+        if isinstance(transport, RequestsTransport) and type(transport).send is RequestsTransport.send:
+            self.per_request["stream"] = True  # a `send` of the user's may read the response itself
         self.transport = ReadingTransport(transport, read)
         self._pipeline: Pipeline[Any, Any] = Pipeline(self.transport, _policies(retry_policy, options))
 
@@ -271,18 +281,30 @@ class ReadingTransport(HttpTransport[Any, Any]):
 
     def __init__(self, transport: Any, read: Read) -> None:
         self._transport, self._read = transport, read
-        self.response: Any = None  # of the last attempt, as the transport returned it
-        self.came_back: Response | NoResponse | None = None  # what it was; None when nothing was sent
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of the attempt before."""
+        self.response: Any = None  # as the transport returned it
+        self._came_back: Response | NoResponse | None = None
+
+    @property
+    def came_back(self) -> Response | NoResponse | None:
+        """What the attempt brought; None when nothing was sent."""
+        if self._came_back is None and self.response is not None:
+            self._came_back = self._read(self.response)
+        return self._came_back
 
     def send(self, request: Any, **kwargs: Any) -> Any:
-        self.response = self.came_back = None
+        self.forget()
         try:
-            response = self._send(request, **kwargs)
+            self.response = self._send(request, **kwargs)
         except TRANSPORT_ERRORS as error:
-            self.came_back = no_response(error)
+            self._came_back = no_response(error)
             raise
-        self.response, self.came_back = response, self._read(response)
-        return response
+        if isinstance(_requests_response(self.response), requests.Response):  # others cannot be read twice
+            self._came_back = self._read(self.response)
+        return self.response
 
     def _send(self, request: Any, **kwargs: Any) -> Any:
         while True:

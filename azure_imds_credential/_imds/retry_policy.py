@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+from azure.core.exceptions import HttpResponseError
 from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.rest import HttpRequest
 
@@ -19,7 +19,7 @@ from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
 from .connect import address_count, connect_timeout
 from .hints import hint_for
 from .machine import has_proxy_agent
-from .pipeline import TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
+from .pipeline import NETWORK_ERRORS, TRANSPORT_ERRORS, ImdsPipeline, no_response, read_body
 from .response import IMDS_SERVER, NoResponse, Response, Situation, Verdict, excerpt, json_object, judge
 from .retry import Retry, last_chance, next_delay
 
@@ -57,7 +57,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
         self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left, self._read)
-        self._answer: Any = None  # the response that brought the token
+        self._answer: Any = None  # the response of the last attempt
         self.verdict = Verdict(
             ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
         )
@@ -120,6 +120,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
     def _attempt(self, request: Any) -> Any:
         """Send once, with the slot taken, and judge what came back."""
         response = failure = None
+        self._pipeline.transport.forget()
         self._attempts += 1
         self.sent_at = self._clock.now()
         request.context.options.update(self._pipeline.per_request | self._timeouts())
@@ -157,18 +158,22 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         came_back = self._pipeline.transport.came_back
         if isinstance(came_back, NoResponse):
             return came_back
-        if isinstance(error, HttpResponseError) and (came_back or error.response) is not None:
-            return came_back or self._read(error.response)  # raise_for_status() says no more than the response
-        if came_back is None and isinstance(error, (ServiceRequestError, ServiceResponseError)):
-            return no_response(error)  # a policy says that the network failed
+        if came_back is not None:
+            # raise_for_status() says no more than the response. What broke off cannot be read by a hook either.
+            if isinstance(error, HttpResponseError) or came_back.body is None:
+                return came_back
+        elif isinstance(error, HttpResponseError) and error.response is not None:
+            return self._read(error.response)
+        elif isinstance(error, NETWORK_ERRORS):
+            return no_response(error)
         raise error
 
     def _timeouts(self) -> dict[str, float]:
-        left = max(0.001, self._seconds_left())
         connect, options = connect_timeout(seen=self._seen()), self._options
+        addresses = 1 if options.get("transport") else address_count(self._endpoint.url)
+        left = max(0.001, self._seconds_left())
         return {
-            "connection_timeout": min(connect, left, options.get("connection_timeout", connect))
-            / address_count(self._endpoint.url),
+            "connection_timeout": min(connect, left, options.get("connection_timeout", connect)) / addresses,
             "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
         }
 
