@@ -41,7 +41,11 @@ class Caller:
         self.cached_at_start = machine.entry(resource).usable(machine.now)
         self.entry = machine.entry(resource)
         options: Any = SimpleNamespace(
-            timeout=timeout, wait_for_identity=patience, fetch=machine.fetch, has_listener=machine.has_listener
+            timeout=timeout,
+            wait_for_identity=patience,
+            runs_hooks=False,
+            fetch=machine.fetch,
+            has_listener=machine.has_listener,
         )
         filling = machine.cache.fill(self.entry, options, force_refresh=forced)
         self._filling = filling

@@ -563,7 +563,7 @@ def test_an_entry_in_use_is_not_dropped(machine: CacheMachine) -> None:
 
 def fill_of_a_dropped_entry(machine: CacheMachine) -> tuple[TokenEntry, Filling]:
     """Return an entry that was dropped before its caller was counted, and the call of that caller."""
-    options: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0)
+    options: Any = SimpleNamespace(timeout=TIMEOUT, wait_for_identity=0.0, runs_hooks=False)
     dropped = machine.entry()
     filling = machine.cache.fill(dropped, options, force_refresh=False)
     for number in range(2 * MIN_SWEEP):
