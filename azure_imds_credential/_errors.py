@@ -20,6 +20,11 @@ SHORTAGES = frozenset(
 SHORTAGE_HINT = "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
 
 
+def in_words(error: BaseException, number: int) -> str:
+    """Return the class of an error and what an error number of the operating system means."""
+    return f"{type(error).__name__}, {errno.errorcode.get(number, str(number))}: {os.strerror(number)}"
+
+
 def shortage_in(error: BaseException) -> str | None:
     """Return the shortage of this machine that made an import fail; None when the error tells of none."""
     found: BaseException | None = error
@@ -28,7 +33,7 @@ def shortage_in(error: BaseException) -> str | None:
             # The dynamic loader raises an ImportError that has the reason in its text alone.
             in_text = isinstance(found, ImportError) and os.strerror(number) in str(found)
             if in_text or (isinstance(found, OSError) and found.errno == number):
-                return f"{type(found).__name__}, {errno.errorcode[number]}: {os.strerror(number)}"
+                return in_words(found, number)
         found = found.__cause__ or found.__context__
     return None
 

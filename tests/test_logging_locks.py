@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -132,11 +133,9 @@ def test_a_cached_token_under_a_lock_of_logging(
     imds.wait_for_requests(2)
 
 
-def test_a_call_under_a_lock_of_logging_while_msal_is_imported(
-    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The thread that imports may wait for the lock of logging, so the call ends with its time."""
-    monkeypatch.setattr(_options, "_loaded", set())
+@contextmanager
+def _import_elsewhere() -> Iterator[None]:
+    """Have another thread hold the lock under which msal is imported."""
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -148,34 +147,30 @@ def test_a_call_under_a_lock_of_logging_while_msal_is_imported(
     thread.start()
     held.wait()
     try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_call_under_a_lock_of_logging_while_msal_is_imported(
+    flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that imports may wait for the lock of logging, so the call ends with its time."""
+    monkeypatch.setattr(_options, "_loaded", set())
+    with _import_elsewhere():
         with logging._lock, pytest.raises(ImdsServiceError, match="another thread imports") as caught:
             flavor.ask(imds.endpoint, timeout=0.1)
         assert caught.value.hint is not None
         assert caught.value.hint in str(caught.value)
-    finally:
-        over.set()
-        thread.join()
     imds.assert_requests(0)
 
 
 def test_nothing_is_imported_twice(flavor: Flavor, imds: ImdsEmulator) -> None:
     """Once msal is loaded, a request waits for no thread that imports something else."""
     flavor.ask(imds.endpoint)
-    held, over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with import_lock:
-            held.set()
-            over.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    try:
+    with _import_elsewhere():
         assert flavor.ask(imds.endpoint, scope="https://other.example", timeout=LONG).token in imds.tokens
-    finally:
-        over.set()
-        thread.join()
 
 
 CONFIGURED = """

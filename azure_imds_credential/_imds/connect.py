@@ -27,11 +27,11 @@ def address_count(url: str) -> int:
 
     They share the time of a connect attempt: sockets try one after the other, each with the whole timeout.
     """
-    host = urlsplit(url).hostname or ""
+    host, port = _host_and_port(url)
     if ":" in host or host.replace(".", "").isdigit():
         return 1  # an address
     with suppress(OSError, UnicodeError):  # an unknown name, of which the attempt itself tells
-        return max(1, len(socket.getaddrinfo(*_host_and_port(url), type=socket.SOCK_STREAM)))
+        return max(1, len(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     return 1
 
 
@@ -43,6 +43,6 @@ def has_listener(url: str) -> bool:
     return False
 
 
-def _host_and_port(url: str) -> tuple[str | None, int]:
+def _host_and_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
-    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

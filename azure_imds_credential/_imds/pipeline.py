@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import platform
 import re
 import socket
@@ -44,7 +43,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import HTTPResponse
 from urllib3.util.retry import Retry as UrllibRetry
 
-from .._errors import SHORTAGES as _SHORTAGES
+from .._errors import SHORTAGES, in_words
 from .._version import __version__
 from .log_redaction import install_redaction
 from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, Response, excerpt
@@ -302,7 +301,7 @@ class ReadingTransport(HttpTransport[Any, Any]):
         except TRANSPORT_ERRORS as error:
             self._came_back = no_response(error)
             raise
-        if isinstance(_requests_response(self.response), requests.Response):  # others cannot be read twice
+        if _requests_response(self.response) is not None:  # others cannot be read twice
             self._came_back = self._read(self.response)
         return self.response
 
@@ -366,9 +365,10 @@ def read_body(response: Any, seconds_left: SecondsLeft) -> tuple[bytes | None, s
 
 def _ways_to_read(response: Any) -> Iterator[Callable[[], Iterator[bytes]]]:
     """Yield ways to get the chunks of a body, the best first. A way that does not fit raises."""
-    if isinstance(_requests_response(response), requests.Response):
+    inner = _requests_response(response)
+    if inner is not None:
         # As `iter_raw` does, without its warning about a body that breaks off.
-        yield lambda: _only_bytes(_requests_response(response).raw.stream(_CHUNK, decode_content=False))
+        yield lambda: _only_bytes(inner.raw.stream(_CHUNK, decode_content=False))
     for name in ("iter_raw", "iter_bytes"):
         if hasattr(response, name):
             yield lambda name=name: _only_bytes(getattr(response, name)())  # type: ignore[misc] # binds the loop's value
@@ -378,14 +378,15 @@ def _ways_to_read(response: Any) -> Iterator[Callable[[], Iterator[bytes]]]:
     yield lambda: _only_bytes([response.text().encode()])
 
 
-def _requests_response(response: Any) -> Any:
-    return getattr(response, "internal_response", None)
+def _requests_response(response: Any) -> requests.Response | None:
+    inner = getattr(response, "internal_response", None)
+    return inner if isinstance(inner, requests.Response) else None
 
 
 def _put_back(response: Any, body: bytes) -> None:
     """Have hooks and policies find a response of requests read, as they do in azure-core's own clients."""
     inner = _requests_response(response)
-    if isinstance(inner, requests.Response):
+    if inner is not None:
         inner.raw = HTTPResponse(io.BytesIO(body), preload_content=False)  # without headers: nothing is decoded
         with suppress(Exception):  # a Content-Length that is no number, where azure-core reads it
             inner.content  # noqa: B018 # has requests keep it
@@ -403,7 +404,7 @@ def no_response(error: BaseException) -> NoResponse:
     """Name what a transport raised by type and errno. Its text is not kept: http.client quotes the server in it."""
     root, reason = _root(error)
     number = root.errno if isinstance(root, OSError) and not isinstance(root, _OWN_NUMBERS) else None
-    if number in _SHORTAGES:
+    if number in SHORTAGES:
         return NoResponse(f"this machine lacks what a connection needs ({reason})", is_shortage=True)
     if isinstance(error, TransportFaultError):
         return NoResponse(excerpt(error), is_fault=True)
@@ -430,8 +431,7 @@ def _root(error: BaseException) -> tuple[BaseException, str]:
         if isinstance(one, _OWN_NUMBERS):  # their words come from this machine
             return one, f"{type(one).__name__}: {one.strerror}"
         if isinstance(one, OSError) and isinstance(one.errno, int):
-            name = errno.errorcode.get(one.errno, str(one.errno))
-            return one, f"{type(one).__name__}, {name}: {os.strerror(one.errno)}"
+            return one, in_words(one, one.errno)
         inner = (
             getattr(one, "inner_exception", None),
             getattr(one, "reason", None),

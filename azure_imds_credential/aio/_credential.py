@@ -8,6 +8,7 @@ from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOpt
 
 from .._base import CredentialBase
 from .._cache.token_entry import CachedToken
+from .._calling_thread import runs_event_loop
 from .._identity import MANAGEMENT_SCOPE
 from .._options import has_claims
 
@@ -91,13 +92,9 @@ def _check_event_loop() -> None:
     Raises:
         TypeError: No asyncio event loop runs here.
     """
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not runs_event_loop():
         raise TypeError(
             "azure_imds_credential.aio needs a running asyncio event loop. With trio or another async library use the "
             "sync class, azure_imds_credential.ImdsCredential, in a thread: "
             "await trio.to_thread.run_sync(credential.get_token, scope)"
-        ) from None
+        )
