@@ -295,21 +295,27 @@ def test_every_request_in_the_boot_window(flavor: Flavor, monkeypatch: pytest.Mo
         assert clock.now() == before, "given time twice"
 
 
+def _booting(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, *, until: float) -> StillTime:
+    """Return the clock of a machine that started 30 s ago, and whose IMDS answers after a sleep beyond this time."""
+    down = imds.down()
+
+    class Booting(StillTime):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            if self.now() > until:
+                down.__exit__(None, None, None)
+
+    clock = Booting(now=30.0)
+    monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    down.__enter__()
+    return clock
+
+
 def test_a_request_that_begins_late_in_the_boot_window(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets its token when IMDS answers before the end of the window, though another one began it."""
     with ImdsEmulator() as imds:
-        down = imds.down()
-
-        class Booting(StillTime):
-            def sleep(self, seconds: float) -> None:
-                super().sleep(seconds)
-                if self.now() > 38.0:
-                    down.__exit__(None, None, None)
-
-        clock = Booting(now=30.0)
-        monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
-        monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
-        down.__enter__()
+        clock = _booting(imds, monkeypatch, until=38.0)
         with pytest.raises(ImdsUnavailableError):
             flavor.ask(imds.endpoint, timeout=3.0)
         clock.skip(2.0)
@@ -334,17 +340,7 @@ def test_a_child_of_a_machine_that_boots(monkeypatch: pytest.MonkeyPatch, up: fl
 def test_imds_after_boot(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call gets its token when IMDS answers seconds after the program began."""
     with ImdsEmulator() as imds:
-        down = imds.down()
-
-        class Booting(StillTime):
-            def sleep(self, seconds: float) -> None:
-                super().sleep(seconds)
-                if self.now() > 34.0:
-                    down.__exit__(None, None, None)
-
-        monkeypatch.setattr(_endpoint, "BOOT_TIME", BOOT_TIME)
-        monkeypatch.setattr(_options, "process_cache", TokenCache(Booting(now=30.0)))
-        down.__enter__()
+        _booting(imds, monkeypatch, until=34.0)
         assert flavor.ask(imds.endpoint).token in imds.tokens
 
 
