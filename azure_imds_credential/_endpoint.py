@@ -123,7 +123,7 @@ class UrlState:
         self.limiter = RateLimiter()
         self.seen = False  # it answered as IMDS
         self.boot_window_from: float | None = None  # when the time began that a machine is given which has just started
-        self.generation = 0  # how often it was cleared
+        self.generation = 0  # goes up when it is cleared
 
     def clear(self) -> None:
         """Know nothing."""
@@ -155,7 +155,7 @@ class Endpoint:
 
     @property
     def generation(self) -> int:
-        """How often it was cleared: a request that began before tells nothing afterwards."""
+        """A number that changes when it is cleared: a request that began before tells nothing afterwards."""
         return self._shared.generation
 
     def note_seen(self, request: TokenRequest) -> None:

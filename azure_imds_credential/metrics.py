@@ -96,6 +96,10 @@ class _Instruments:
 
         now = boot_clock()
         for key, expiry in tuple(self._expiries.items()):
-            if expiry > now:
+            if expiry <= now:
+                newest = self._expiries.pop(key, expiry)
+                if newest > now:  # a request has just brought another
+                    self._expiries.setdefault(key, newest)
+            else:
                 identity, resource = key
                 yield Observation(expiry - now, {"azure.imds.identity": identity, "azure.imds.resource": resource})

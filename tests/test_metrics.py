@@ -168,6 +168,8 @@ def test_expired_token_has_no_life(imds: ImdsEmulator, read: Read, monkeypatch: 
     now = metrics.boot_clock()
     monkeypatch.setattr(metrics, "boot_clock", lambda: now + 2 * 86400)
     assert "azure.imds.token.life" not in read()
+    monkeypatch.setattr(metrics, "boot_clock", lambda: now)
+    assert "azure.imds.token.life" not in read(), "it is kept for good"
 
 
 def test_opentelemetry_is_optional() -> None:
