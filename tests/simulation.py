@@ -165,7 +165,7 @@ class Simulation(CacheMachine):
         self.cache.clear()
         self.clears += 1
         self.failed_at = NEVER
-        assert not any(entry.cached or entry.plain or entry.forced for entry in self.entries())
+        assert not any(entry.cached or entry.plain_request or entry.forced_request for entry in self.entries())
 
     def fork(self) -> None:
         """Only the tokens remain: calls and requests stayed with the parent."""
@@ -176,8 +176,8 @@ class Simulation(CacheMachine):
         self.under_way.clear()
         for entry, cached in zip(self.entries(), tokens, strict=True):
             assert entry.cached is cached, "a token was lost"
-            assert not entry.plain, "a request of the parent"
-            assert not entry.forced, "a request of the parent"
+            assert not entry.plain_request, "a request of the parent"
+            assert not entry.forced_request, "a request of the parent"
             assert entry.callers == 0
             assert not entry.endpoint.limiter.active
 
@@ -268,7 +268,7 @@ class Simulation(CacheMachine):
                 if request not in self.replaced
             ]
             assert len({request.forced for request in alive}) == len(alive), "two requests of a kind"
-            assert not any(request and request.done() for request in (entry.plain, entry.forced))
+            assert not any(request and request.done() for request in (entry.plain_request, entry.forced_request))
             assert entry.callers == sum(call.entry is entry for call in self.calls)
             cached = entry.cached
             if cached is not None and self.now < cached.fresh_until:  # as the lock-free path has it

@@ -327,7 +327,7 @@ def test_an_entry_changes_under_the_lock_alone(machine: CacheMachine, monkeypatc
     Caller(machine, forced=True)
     machine.bring("newer", DAY)
     machine.cache.clear()
-    assert {"endpoint", "plain", "forced", "cached", "failures", "forced_at", "callers"} <= set(changed)
+    assert {"endpoint", "plain_request", "forced_request", "cached", "failures", "forced_at", "callers"} <= set(changed)
 
 
 def test_an_entry_that_can_be_found_is_complete(machine: CacheMachine) -> None:

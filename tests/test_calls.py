@@ -322,7 +322,7 @@ def test_interrupt_of_a_request_that_another_call_joined(
     def hook(_request: Any) -> None:
         if next(interrupts, False):
             other.start()
-            eventually(lambda: entry.plain is not None and entry.plain.waiting == 2)
+            eventually(lambda: entry.plain_request is not None and entry.plain_request.waiting == 2)
             raise KeyboardInterrupt
 
     credential, tokens = ImdsCredential(endpoint=imds.endpoint, raw_request_hook=hook), list[str]()

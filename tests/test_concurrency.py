@@ -219,7 +219,7 @@ def test_an_interrupt_around_the_start_leaves_no_trace(
     with pytest.raises(KeyboardInterrupt):
         credential.get_token(VAULT)
     entry = credential._options.entry((VAULT,))
-    assert (entry.plain, entry.callers) == (None, 0)
+    assert (entry.plain_request, entry.callers) == (None, 0)
     assert credential.get_token(VAULT).token == imds.tokens[0]
     imds.assert_requests(1)
 
@@ -297,7 +297,7 @@ def test_longer_timeout(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmu
         hasty = pool.submit(flavor.ask, imds.endpoint, timeout=60)
         imds.wait_for_requests(1)
         patient = pool.submit(flavor.ask, imds.endpoint, timeout=600)
-        eventually(lambda: entry.plain is not None and entry.plain.callers == 2)
+        eventually(lambda: entry.plain_request is not None and entry.plain_request.callers == 2)
         both_wait.set()
         with pytest.raises(ImdsError):
             hasty.result(60)

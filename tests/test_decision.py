@@ -157,7 +157,7 @@ def test_a_request_is_joined(entry: TokenEntry, forced: bool, deadline: float, j
 def test_a_request_cannot_wait_for_itself(entry: TokenEntry, seen: bool) -> None:
     """A hook that asks for the token of its own request is told so at once; for another one it waits."""
     request = _request()
-    entry.plain, entry.endpoint._seen_by.seen = request, seen
+    entry.plain_request, entry.endpoint._seen_by.seen = request, seen
     for inside in (request, _request(parent=request)):
         decision = before_fetch(entry, _call(), NOW, inside)
         assert isinstance(decision, Fail)
@@ -261,13 +261,13 @@ def test_a_refresh_under_way(
 ) -> None:
     """Another caller gets the token, and waits only in its last minutes and for what is left of two seconds."""
     cached = _hold(entry, times)
-    entry.plain = _request(started)
+    entry.plain_request = _request(started)
     decision = before_fetch(entry, _call(), NOW, None)
     if wait_until is None:
         assert _members(decision) == _members(Return(cached))
     else:
         assert _members(decision) == _members(
-            Fetch(entry.plain, NOW + 90.0, wait_until, forced=False, in_background=True)
+            Fetch(entry.plain_request, NOW + 90.0, wait_until, forced=False, in_background=True)
         )
 
 
@@ -279,7 +279,7 @@ def test_backing_off(entry: TokenEntry, times: tuple[float, float], retry_at: fl
     entry.retry_at = retry_at
     decision = before_fetch(entry, _call(), NOW, None)
     assert (_members(decision) == _members(Return(cached))) is not refreshes
-    entry.plain = _request(NOW)
+    entry.plain_request = _request(NOW)
     assert isinstance(before_fetch(entry, _call(), NOW, None), Fetch if times == EXPIRING else Return)
 
 
@@ -290,7 +290,7 @@ def test_a_refresh_that_overran(
 ) -> None:
     """A refresh that overran its deadline may hang for good, so the next call starts another."""
     cached = _hold(entry, times)
-    entry.plain = _request(NOW - 90.0, NOW - overrun_by)
+    entry.plain_request = _request(NOW - 90.0, NOW - overrun_by)
     decision = before_fetch(entry, _call(), NOW, None)
     if is_replaced:
         assert isinstance(decision, Fetch)
@@ -304,8 +304,8 @@ def test_a_refresh_that_overran(
 def test_a_refresh_that_asks_for_its_own_token(entry: TokenEntry, times: tuple[float, float]) -> None:
     """A hook of a refresh that asks gets the cached token; a hook of another request is treated as any call."""
     cached = _hold(entry, times)
-    entry.plain = _request(NOW)
-    assert _members(before_fetch(entry, _call(), NOW, entry.plain)) == _members(Return(cached))
+    entry.plain_request = _request(NOW)
+    assert _members(before_fetch(entry, _call(), NOW, entry.plain_request)) == _members(Return(cached))
     decision = before_fetch(entry, _call(), NOW, _request())
     assert isinstance(decision, Return if times == STALE else Fetch)
 
@@ -520,11 +520,11 @@ def test_waiting_in_vain(entry: TokenEntry, result: TokenResult | None, told: Ba
 def test_decisions_change_nothing(entry: TokenEntry) -> None:
     """The functions that decide leave entry and call as they were."""
     _hold(entry, EXPIRING)
-    entry.plain = _request()
+    entry.plain_request = _request()
     call = _call()
     before = dict(vars(entry)), dict(vars(call))
     before_fetch(entry, call, NOW, None)
-    after_fetch(entry, call, entry.plain, NOW)
+    after_fetch(entry, call, entry.plain_request, NOW)
     assert (vars(entry), vars(call)) == before
 
 

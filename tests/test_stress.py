@@ -111,7 +111,7 @@ def test_right_tokens(virtual_time: VirtualTime) -> None:
             time.sleep(0.05)
         assert threading.active_count() <= before, "threads of ended requests are left"
         for entry in _options.process_cache._entries.values():
-            assert entry.plain is None
-            assert entry.forced is None
+            assert entry.plain_request is None
+            assert entry.forced_request is None
             assert entry.callers == 0
             assert not entry.endpoint.limiter.active

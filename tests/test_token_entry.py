@@ -398,8 +398,8 @@ def test_an_outdated_failure_changes_nothing(entry: TokenEntry, clock: StillTime
     ("member", "value", "now", "is_idle"),
     [
         ("failures", 0, 0.0, True),
-        ("plain", _request(), 1e9, False),
-        ("forced", _request(), 1e9, False),
+        ("plain_request", _request(), 1e9, False),
+        ("forced_request", _request(), 1e9, False),
         ("callers", 1, 1e9, False),
         ("retry_at", 100.0, 99.0, False),
         ("retry_at", 100.0, 100.0, True),
@@ -422,8 +422,8 @@ def test_a_forgotten_entry_is_a_new_one(clock: StillTime) -> None:
     names = vars(new).keys() - {"key", "endpoint", "generation", "callers"}
     assert {name: getattr(new, name) for name in names} == {
         "cached": None,
-        "plain": None,
-        "forced": None,
+        "plain_request": None,
+        "forced_request": None,
         "stored_at": NEVER,
         "failures": 0,
         "retry_at": NEVER,
@@ -435,7 +435,7 @@ def test_a_forgotten_entry_is_a_new_one(clock: StillTime) -> None:
     entry.store(TokenResult("dummy", DAY), 0.0, clock)
     entry.failures, entry.retry_at, entry.forced_at, entry.forced_error = 3, 900.0, 800.0, SERVICE
     entry.no_identity_at, entry.callers = 700.0, 2
-    entry.plain = entry.forced = _request()
+    entry.plain_request = entry.forced_request = _request()
     entry.clear()
     assert {name: getattr(entry, name) for name in names} == {name: getattr(new, name) for name in names}
     assert (entry.generation, entry.callers) == (1, 2)

@@ -142,7 +142,7 @@ def _refresh(
     entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None, cached: CachedToken
 ) -> Decision:
     """Decide for a call that a cached token serves."""
-    state, request = cached.state(now), entry.plain
+    state, request = cached.state(now), entry.plain_request
     if state is TokenState.FRESH or (request is not None and request.includes(inside)):
         return Return(cached)
     if request is not None and request.has_overrun(now):

@@ -138,7 +138,7 @@ class TokenCache:
         """
         self._lock = threading.RLock()
         for entry in tuple(self._entries.values()):
-            entry.plain = entry.forced = None
+            entry.plain_request = entry.forced_request = None
             entry.callers = 0
         for endpoint in tuple(self._endpoints.values()):
             endpoint.stop_probing()

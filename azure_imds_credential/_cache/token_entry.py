@@ -167,8 +167,8 @@ class TokenEntry:
         self.key, self.endpoint = key, endpoint
         self.cached: CachedToken | None = None
         # The requests under way: an ordinary one, and one that a caller forced.
-        self.plain: TokenRequest | None = None
-        self.forced: TokenRequest | None = None
+        self.plain_request: TokenRequest | None = None
+        self.forced_request: TokenRequest | None = None
         self.callers = 0  # calls that have not ended
         self.generation = 0  # how often it was cleared: the token of an older request is not kept
         self.stored_at = NEVER
@@ -187,19 +187,19 @@ class TokenEntry:
 
     def is_idle(self, now: float) -> bool:
         """Return whether nothing is lost when the entry is dropped."""
-        under_way = self.plain or self.forced or self.callers
+        under_way = self.plain_request or self.forced_request or self.callers
         return not under_way and self.usable(now) is None and now >= max(self.retry_at, self.forced_at + FORCE_INTERVAL)
 
     def request(self, *, forced: bool) -> TokenRequest | None:
         """Return the request of this kind that is under way."""
-        return self.forced if forced else self.plain
+        return self.forced_request if forced else self.plain_request
 
     def set_request(self, request: TokenRequest) -> None:
         """Put a request under way."""
         if request.forced:
-            self.forced = request
+            self.forced_request = request
         else:
-            self.plain = request
+            self.plain_request = request
 
     def finish(self, request: TokenRequest, result: TokenResult | None, now: float, clock: Clock) -> float | None:
         """Keep what a request brought; None for one that was never sent.
@@ -207,10 +207,10 @@ class TokenEntry:
         Returns:
             The seconds for which the cached token still serves; None unless a refresh failed.
         """
-        if self.forced is request:
-            self.forced = None
-        if self.plain is request:
-            self.plain = None
+        if self.forced_request is request:
+            self.forced_request = None
+        if self.plain_request is request:
+            self.plain_request = None
         # A token that arrived after this request started is the newer one, unless this one bypassed IMDS's cache.
         is_outdated = not request.forced and request.started < self.stored_at
         if result is None or is_outdated or request.generation != self.generation:
@@ -267,7 +267,7 @@ class TokenEntry:
 
     def clear(self) -> None:
         """Cache nothing, and keep nothing of what the requests under way will bring."""
-        self.cached = self.plain = self.forced = None
+        self.cached = self.plain_request = self.forced_request = None
         self._forget_failures()
         self.stored_at = NEVER
         self.generation += 1
