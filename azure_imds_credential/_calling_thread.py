@@ -19,6 +19,25 @@ def owns(lock: Any) -> bool:
     return is_owned is not None and bool(is_owned())
 
 
+def depth_of(lock: Any) -> int:
+    """Return how often this thread has a reentrant lock; 0 where that cannot be told, as before Python 3.11.7."""
+    recursion_count = getattr(lock, "_recursion_count", None)
+    return int(recursion_count()) if recursion_count is not None else 0
+
+
+def release_to(depth: int, lock: Any) -> None:
+    """Release what an interrupt left locked.
+
+    From Python 3.14 on, an interrupt can come after `with` has taken a lock and before it is bound to release it.
+
+    Args:
+        depth: How often this thread had the lock before.
+        lock: A reentrant lock.
+    """
+    while depth_of(lock) > depth:
+        lock.release()
+
+
 def owns_logging_lock() -> bool:
     """Return whether this thread has a lock of logging: in a handler, in `logging.shutdown` or in `logging.config`.
 

@@ -18,23 +18,24 @@ def _boot_clock() -> Callable[[], float]:
 
 
 boot_clock = _boot_clock()
+_generator = random.SystemRandom()  # as after a fork, where others go on with the parent's numbers
 
 
 class Clock:
     """The clocks that tokens are measured by.
 
-    `wall`, `random` and `sleep` are looked up at each use: gevent, freezegun and time-machine replace them late.
+    `wall` and `sleep` are looked up at each use: gevent, freezegun and time-machine replace them late.
     """
 
     now = staticmethod(boot_clock)  # seconds since the machine started; on the warm path, so it is no method
 
     def wall(self) -> float:
         """Return epoch seconds, as the machine's clock is set."""
-        return time.time()
+        return float(time.time())  # a number also where a test put a mock in its place
 
     def random(self) -> float:
         """Return a number in [0, 1), from a uniform distribution."""
-        return random.random()  # noqa: S311 # jitter, not a secret
+        return _generator.random()
 
     def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -29,10 +29,10 @@ PROBE_INTERVAL = 1.0  # seconds between two probes, connect attempts that tell w
 
 
 class RateLimiter:
-    """Keeps the requests of this process to one URL within the documented limits of IMDS.
+    """Keeps the attempts of this process at one URL within the documented limits of IMDS.
 
-    A request counts from the moment it takes its slot until `WINDOW` after its response, because it reaches the server
-    at some moment in between. So the server never sees more than `MAX_PER_WINDOW` in a second, however slow this
+    An attempt counts from the moment its request takes a slot until `WINDOW` after the response, because it reaches the
+    server at some moment in between. So the server never sees more than `MAX_PER_WINDOW` in a second, however slow this
     machine is.
     """
 

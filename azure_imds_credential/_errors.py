@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import threading
+from contextlib import suppress
 
 from ._request import TokenKey
 from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -87,7 +88,6 @@ def remembered(error: ImdsError, seconds: float, *, identity: str, resource: str
         identity: Which identity is asked for now.
         resource: What the token is for now.
     """
-    join_credential_unavailable(error)
     again = copy.copy(error)
     again.identity, again.resource = identity, resource
     before = request_summary(error.resource, error.endpoint, error.identity)
@@ -127,4 +127,5 @@ def join_credential_unavailable(error: BaseException) -> None:
 def report(error: Exception) -> None:
     """Report an error of a log handler or an observer as one of this thread: no caller loses its token for it."""
     told = (type(error), error, error.__traceback__, threading.current_thread())
-    threading.excepthook(threading.ExceptHookArgs(told))
+    with suppress(Exception, SystemExit):  # the hook is the user's
+        threading.excepthook(threading.ExceptHookArgs(told))

@@ -44,9 +44,11 @@ def importing(seconds: float | None = None) -> Iterator[None]:
         if not import_lock.acquire(timeout=-1 if seconds is None else max(0.0, seconds)):
             raise ImportLockTimeoutError
         yield
-    finally:
-        if owns(import_lock):  # also where an interrupt came as soon as it was taken
+        import_lock.release()
+    except BaseException:
+        if owns(import_lock):  # an interrupt may have come just before it was taken, or just after it was released
             import_lock.release()
+        raise
 
 
 class Cache(Protocol):
@@ -66,7 +68,8 @@ def register(cache: Cache) -> None:
 
 def caches() -> tuple[Cache, ...]:
     """Return the caches that are in use."""
-    return tuple(cache for reference in tuple(_caches) if (cache := reference()) is not None)
+    # A copy of the set first: the collector may run while a tuple is made of it, and discard members.
+    return tuple(cache for reference in tuple(_caches.copy()) if (cache := reference()) is not None)
 
 
 _process = os.getpid()
@@ -90,9 +93,9 @@ def reset_in_child() -> None:
 
 def _reset() -> None:
     global _process, _is_reset  # they are the process's
-    _process, _is_reset = os.getpid(), True
     for cache in caches():
         cache.reset_after_fork()
+    _process, _is_reset = os.getpid(), True
 
 
 def _before() -> None:

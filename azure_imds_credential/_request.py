@@ -58,7 +58,7 @@ class TokenResult:
 
 
 class TokenRequest:
-    """A request for a token, under way on a thread of its own and shared by all callers that wait for it.
+    """A request for a token, under way and shared by all callers that wait for it.
 
     Callers may leave; it goes on. Waiting takes no lock that others need, because a KeyboardInterrupt can come between
     any two bytecodes. Hence no `concurrent.futures.Future`: its condition would stay locked.
@@ -73,7 +73,8 @@ class TokenRequest:
         generation: How often the cache entry was cleared before.
         endpoint_generation: How often the endpoint was cleared before.
         parent: The request whose hook, policy or log handler asks for this one.
-        inline: It runs on the thread of its caller, which may have what other requests wait for.
+        inline: It must run on the thread of its caller, which may have what other requests wait for. Others do so
+            where no thread can start.
         held_since: When the usable token that this process holds was stored; `NEVER` without one.
         held_until: When it expires.
     """
@@ -99,9 +100,9 @@ class TokenRequest:
         self.held_since, self.held_until = held_since, held_until
         self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends
         self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
-        self.is_running = False  # its thread has begun
+        self.has_begun = False  # a thread has begun to run it, or it has ended
         self.waiting = 0  # calls that wait for it
-        self.callers = 0  # calls that have waited for it; a refresh in the background has none
+        self.callers = 0  # calls that waited for it; those that took the cached token at once do not count
         self.log: Callable[[], None] | None = None  # writes its log records, once it has ended
         self._done = False
         self._callbacks: list[Callable[[], object]] = []
@@ -114,14 +115,10 @@ class TokenRequest:
         """Return whether it is so late that it may hang for good."""
         return now >= self.deadline + GRACE
 
-    def has_begun(self) -> bool:
-        """Return whether a thread has begun to run it, or it has ended."""
-        return self.is_running or self._done
-
     def set_result(self, result: TokenResult | None) -> None:
         """End the request; None when it was never sent."""
         self.result = result
-        self._done = True
+        self.has_begun = self._done = True
 
     def add_done_callback(self, callback: Callable[[], object]) -> bool:
         """Have a function called at the end; return False when the request has ended already."""

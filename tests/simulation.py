@@ -178,7 +178,7 @@ class Simulation(CacheMachine):
             assert entry.cached is cached, "a token was lost"
             assert not entry.plain_request, "a request of the parent"
             assert not entry.forced_request, "a request of the parent"
-            assert entry.callers == 0
+            assert not entry.calls
             assert not entry.endpoint.limiter.active
 
     def time(self, seconds: float = math.inf) -> None:
@@ -269,7 +269,7 @@ class Simulation(CacheMachine):
             ]
             assert len({request.forced for request in alive}) == len(alive), "two requests of a kind"
             assert not any(request and request.done() for request in (entry.plain_request, entry.forced_request))
-            assert entry.callers == sum(call.entry is entry for call in self.calls)
+            assert len(entry.calls) == sum(call.entry is entry for call in self.calls)
             cached = entry.cached
             if cached is not None and self.now < cached.fresh_until:  # as the lock-free path has it
                 assert cached.token.token == cached.info.token

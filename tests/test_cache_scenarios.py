@@ -11,7 +11,7 @@ from cache_machine import DAY, TIMEOUT, URL, CacheMachine, Caller
 
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
 from azure_imds_credential._cache import token_cache
-from azure_imds_credential._cache.token_cache import MIN_SWEEP, Filling
+from azure_imds_credential._cache.token_cache import MIN_SWEEP, SWEEP_INTERVAL, Filling
 from azure_imds_credential._cache.token_entry import CLOCK_CHECK_INTERVAL, TokenEntry
 from azure_imds_credential._endpoint import MAX_CONCURRENT, RateLimiter
 from azure_imds_credential._request import TokenRequest, TokenResult
@@ -313,7 +313,8 @@ def test_an_entry_changes_under_the_lock_alone(machine: CacheMachine, monkeypatc
     changed: list[str] = []
 
     def change(entry: TokenEntry, name: str, value: object) -> None:
-        assert machine.cache._lock._is_owned(), name  # type: ignore[attr-defined] # as Condition asks it
+        if entry in machine.cache._entries.values():  # others cannot find one that is being made
+            assert machine.cache._lock._is_owned(), name  # type: ignore[attr-defined] # as Condition asks it
         changed.append(name)
         object.__setattr__(entry, name, value)
 
@@ -327,7 +328,9 @@ def test_an_entry_changes_under_the_lock_alone(machine: CacheMachine, monkeypatc
     Caller(machine, forced=True)
     machine.bring("newer", DAY)
     machine.cache.clear()
-    assert {"endpoint", "plain_request", "forced_request", "cached", "failures", "forced_at", "callers"} <= set(changed)
+    assert {"endpoint", "plain_request", "forced_request", "cached", "failures", "forced_at", "bypassed_at"} <= set(
+        changed
+    )
 
 
 def test_an_entry_that_can_be_found_is_complete(machine: CacheMachine) -> None:
@@ -548,6 +551,16 @@ def test_the_cache_is_bounded(machine: CacheMachine) -> None:
     assert len(machine.cache._entries) <= 2 * MIN_SWEEP
 
 
+def test_the_cache_shrinks_without_new_keys(machine: CacheMachine) -> None:
+    """Entries whose token expired are dropped within ten minutes of requests, also where no new key comes."""
+    for number in range(20 * MIN_SWEEP):
+        machine.bring(f"https://{number}#it", 60.0, Caller(machine, f"https://{number}"))
+    machine.skip(SWEEP_INTERVAL)
+    Caller(machine, "https://0")
+    assert len(machine.cache._entries) == 1
+    assert machine.cache._sweep_at == MIN_SWEEP
+
+
 def test_an_entry_in_use_is_not_dropped(machine: CacheMachine) -> None:
     """One with a usable token, with a request under way, or with a call that pauses stays the one of its key."""
     machine.bring("https://a#it", 1e6, Caller(machine))
@@ -557,6 +570,8 @@ def test_an_entry_in_use_is_not_dropped(machine: CacheMachine) -> None:
     kept = {resource: machine.entry(resource) for resource in ("https://a", "https://b", "https://c")}
     for number in range(3 * MIN_SWEEP):
         machine.entry(f"https://{number}")
+    Caller(machine, "https://another").leave()
+    assert len(machine.cache._entries) == 4
     assert {resource: machine.entry(resource) for resource in kept} == kept
     assert not under_way.done
 
@@ -568,6 +583,8 @@ def fill_of_a_dropped_entry(machine: CacheMachine) -> tuple[TokenEntry, Filling]
     filling = machine.cache.fill(dropped, options, force_refresh=False)
     for number in range(2 * MIN_SWEEP):
         machine.entry(f"https://{number}")
+    machine.bring("https://another#it", DAY, Caller(machine, "https://another"))
+    machine.started = 0
     return dropped, filling
 
 
@@ -582,7 +599,7 @@ def test_an_entry_that_is_dropped_before_its_caller_is_counted(machine: CacheMac
     machine.bring("https://a#it", DAY, other)
     assert next(filling, None) is None
     assert filling.cached.token.token == other.token == "https://a#it"
-    assert (other.entry.callers, dropped.callers) == (0, 0)
+    assert (len(other.entry.calls), len(dropped.calls)) == (0, 0)
 
 
 def test_an_entry_that_is_dropped_comes_back_with_its_caller(machine: CacheMachine) -> None:
@@ -590,9 +607,9 @@ def test_an_entry_that_is_dropped_comes_back_with_its_caller(machine: CacheMachi
     dropped, filling = fill_of_a_dropped_entry(machine)
     next(filling)
     assert machine.entry() is dropped
-    assert dropped.callers == 1
+    assert len(dropped.calls) == 1
     filling.close()
-    assert dropped.callers == 0
+    assert len(dropped.calls) == 0
 
 
 def test_a_caller_counts_from_the_moment_it_joins(machine: CacheMachine) -> None:
@@ -605,3 +622,32 @@ def test_a_caller_counts_from_the_moment_it_joins(machine: CacheMachine) -> None
     assert Caller(machine).token == "one"
     ((_, refresh),) = machine.under_way
     assert (refresh.callers, refresh.waiting) == (0, 0)
+
+
+def test_bypassing_once_in_30_seconds(machine: CacheMachine) -> None:
+    """A forced request that ran out of time is not shared, but the next one asks IMDS to bypass its cache only then."""
+    bypasses = []
+    for _ in range(4):
+        caller = Caller(machine, forced=True, timeout=10.0)
+        bypasses.append(machine.under_way[0][1].bypass_cache)
+        machine.skip(10.0)
+        machine.fail(ImdsServiceError("slow"), caller, timed_out=True)
+        assert caller.done
+    assert bypasses == [True, False, False, True]
+
+
+def test_a_refresh_that_brings_a_worse_token(machine: CacheMachine, caplog: pytest.LogCaptureFixture) -> None:
+    """The held token serves until its end, and a warning says why the new one is not taken."""
+    machine.first_token("https://a#first", DAY)
+    machine.skip(50_000.0)
+    assert Caller(machine).token == "https://a#first"
+    machine.bring("https://a#second", 1.0)
+    machine.skip(2.0)
+    assert Caller(machine).token == "https://a#first"
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "the new token expires within minutes" in record.getMessage()
+    assert not machine.under_way, "the next try comes after a pause"
+    machine.skip(30.0)
+    assert Caller(machine).token == "https://a#first"
+    machine.bring("https://a#third", DAY)
+    assert Caller(machine).token == "https://a#third"

@@ -219,7 +219,7 @@ def test_an_interrupt_around_the_start_leaves_no_trace(
     with pytest.raises(KeyboardInterrupt):
         credential.get_token(VAULT)
     entry = credential._options.entry((VAULT,))
-    assert (entry.plain_request, entry.callers) == (None, 0)
+    assert (entry.plain_request, entry.calls) == (None, set())
     assert credential.get_token(VAULT).token == imds.tokens[0]
     imds.assert_requests(1)
 

@@ -113,5 +113,5 @@ def test_right_tokens(virtual_time: VirtualTime) -> None:
         for entry in _options.process_cache._entries.values():
             assert entry.plain_request is None
             assert entry.forced_request is None
-            assert entry.callers == 0
+            assert not entry.calls
             assert not entry.endpoint.limiter.active

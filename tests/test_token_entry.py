@@ -374,6 +374,45 @@ def test_which_token_is_kept(
     assert entry.forced_error is None
 
 
+@pytest.mark.parametrize(
+    ("token", "expires_at", "forced", "is_kept"),
+    [
+        ("new", 399.0, False, False),  # less than the last five minutes
+        ("new", 400.0, False, True),
+        ("new", 99.0, False, False),  # it had expired on arrival
+        ("old", 399.0, False, True),  # the same token, of which IMDS knows better
+        ("new", 399.0, True, True),  # a caller wants another token than the one that is held
+        ("new", 5001.0, False, True),
+    ],
+)
+def test_a_worse_token_is_a_failed_refresh(
+    entry: TokenEntry, clock: StillTime, token: str, expires_at: float, forced: bool, is_kept: bool
+) -> None:
+    """A token with minutes to live replaces none that lives longer: that one serves, and IMDS is asked again later."""
+    entry.store(TokenResult("old", 5000.0), 0.0, clock)
+    serves = entry.finish(_request(50.0, forced=forced), TokenResult(token, expires_at), 100.0, clock)
+    assert _cached(entry).expires_at == (expires_at if is_kept else 5000.0)
+    assert (serves, entry.failures) == ((None, 0) if is_kept else (4900.0, 1))
+
+
+@pytest.mark.parametrize("expires_at", [80.0, 350.0])
+def test_a_short_lived_token_beside_one_that_expires_first(
+    entry: TokenEntry, clock: StillTime, expires_at: float
+) -> None:
+    """Where the held token ends sooner, or has ended, the new one is kept however short its life."""
+    entry.store(TokenResult("old", expires_at), 0.0, clock)
+    entry.finish(_request(50.0), TokenResult("new", 360.0), 100.0, clock)
+    assert _cached(entry).token.token == "new"
+
+
+def test_bypassing_is_remembered(entry: TokenEntry) -> None:
+    """From the start of a request that bypasses IMDS's cache, because its failure may come late or not at all."""
+    entry.set_request(TokenRequest(KEY, 100.0, 190.0, forced=True))
+    assert entry.bypassed_at == NEVER
+    entry.set_request(TokenRequest(KEY, 200.0, 290.0, forced=True, bypass_cache=True))
+    assert entry.bypassed_at == 200.0
+
+
 @pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize("timed_out", [False, True])
 def test_a_request_fails(entry: TokenEntry, clock: StillTime, forced: bool, timed_out: bool) -> None:
@@ -400,11 +439,13 @@ def test_an_outdated_failure_changes_nothing(entry: TokenEntry, clock: StillTime
         ("failures", 0, 0.0, True),
         ("plain_request", _request(), 1e9, False),
         ("forced_request", _request(), 1e9, False),
-        ("callers", 1, 1e9, False),
+        ("calls", {"one"}, 1e9, False),
         ("retry_at", 100.0, 99.0, False),
         ("retry_at", 100.0, 100.0, True),
         ("forced_at", 100.0, 129.0, False),
         ("forced_at", 100.0, 130.0, True),
+        ("bypassed_at", 100.0, 129.0, False),
+        ("bypassed_at", 100.0, 130.0, True),
         ("cached", cached_token("dummy", 50.0, 100.0, 0.0, 0.0), 99.0, False),
         ("cached", cached_token("dummy", 50.0, 100.0, 0.0, 0.0), 100.0, True),
     ],
@@ -419,7 +460,7 @@ def test_idle(entry: TokenEntry, member: str, value: object, now: float, is_idle
 def test_a_forgotten_entry_is_a_new_one(clock: StillTime) -> None:
     """But for its generation, by which what is under way is known to be older, and the calls that wait."""
     entry, new = (TokenEntry(KEY, Endpoint(KEY.url, UrlState())) for _ in range(2))
-    names = vars(new).keys() - {"key", "endpoint", "generation", "callers"}
+    names = vars(new).keys() - {"key", "endpoint", "generation", "calls"}
     assert {name: getattr(new, name) for name in names} == {
         "cached": None,
         "plain_request": None,
@@ -429,16 +470,17 @@ def test_a_forgotten_entry_is_a_new_one(clock: StillTime) -> None:
         "retry_at": NEVER,
         "forced_at": NEVER,
         "forced_error": None,
+        "bypassed_at": NEVER,
         "no_identity_at": NEVER,
     }
-    assert (new.generation, new.callers, new.key) == (0, 0, KEY)
+    assert (new.generation, new.calls, new.key) == (0, set(), KEY)
     entry.store(TokenResult("dummy", DAY), 0.0, clock)
     entry.failures, entry.retry_at, entry.forced_at, entry.forced_error = 3, 900.0, 800.0, SERVICE
-    entry.no_identity_at, entry.callers = 700.0, 2
+    entry.no_identity_at, entry.bypassed_at, entry.calls = 700.0, 600.0, {1, 2}
     entry.plain_request = entry.forced_request = _request()
     entry.clear()
     assert {name: getattr(entry, name) for name in names} == {name: getattr(new, name) for name in names}
-    assert (entry.generation, entry.callers) == (1, 2)
+    assert (entry.generation, entry.calls) == (1, {1, 2})
     entry.clear()
     assert entry.generation == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from .._errors import copy_of, local_error, remembered, timeout_error
+from .._errors import local_error, remembered, timeout_error
 from .._request import GRACE, TokenRequest
 from ..exceptions import IdentityUnavailableError
 from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
@@ -14,6 +14,7 @@ from .token_entry import FORCE_INTERVAL, CachedToken, TokenEntry, TokenState
 IDENTITY_INTERVAL = 5.0  # between two requests while a caller waits for an identity
 DEAD_TOKEN_PAUSE = 0.5  # after a token that had expired on arrival, in case they always have
 REFRESH_TIMEOUT = 90.0  # of a refresh in the background: what a call has by default
+LAST_REQUEST_TIME = 1.0  # before its deadline a caller that waits for an identity asks for the last time
 MIN_EXTRA_TIME = 0.5  # a call starts another request if it has this much more than one that ran out of time
 REFRESH_WAIT = 2.0  # for which a caller with a usable token waits for a refresh in the last minutes
 
@@ -32,16 +33,18 @@ class TokenCall:
         self, now: float, *, timeout: float, wait_for_identity: float = 0.0, force_refresh: bool = False
     ) -> None:
         self.timeout, self.force_refresh = timeout, force_refresh
-        self.deadline, self.identity_deadline = now + timeout, now + wait_for_identity
+        self.deadline = now + timeout
+        # The last request needs time for its response. A quarter of a short timeout is for it.
+        self.identity_deadline = min(now + wait_for_identity, self.deadline - min(LAST_REQUEST_TIME, timeout / 4))
         self.uses_known_absence = not force_refresh and wait_for_identity == 0
-        self.has_joined = False  # it has joined a request, and maybe waited for it
+        self.has_waited = False  # for a request, or it has looked at one that goes on in the background
         self.has_paused = False  # it has paused for an identity: what others were told before is old
         self.identity_error: BaseException | None = None  # the last "no such identity" that it was told
-        self.joined: TokenRequest | None = None  # the request that it waits for
+        self.request: TokenRequest | None = None  # that it waits for
 
     def note_wait(self, request: TokenRequest) -> None:
         """Remember a wait for a request, and whether it said that there is no such identity."""
-        self.has_joined = True
+        self.has_waited = True
         error = request.result.error if request.result is not None else None
         if isinstance(error, IdentityUnavailableError):
             self.identity_error = error
@@ -55,7 +58,7 @@ class Return:
 
 
 class Fail:
-    """Raise this error."""
+    """Raise a copy of this error: another caller may raise it too."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -76,8 +79,8 @@ class Fetch:
         deadline: Of a new one.
         wait_until: Time of `Clock.now` at which the caller goes on without it.
         forced: A newer token is wanted than the one that is cached.
-        in_background: A cached token serves, also when the request has not ended by `wait_until`.
-        inline: The caller runs a new one on its own thread.
+        cached_serves: A cached token serves, also when the request has not ended by `wait_until`.
+        inline: The caller's thread has what a request on another thread may wait for: it is to run a new one itself.
     """
 
     def __init__(
@@ -87,11 +90,11 @@ class Fetch:
         wait_until: float,
         *,
         forced: bool,
-        in_background: bool = False,
+        cached_serves: bool = False,
         inline: bool = False,
     ) -> None:
         self.join, self.deadline, self.wait_until = join, deadline, wait_until
-        self.forced, self.in_background, self.inline = forced, in_background, inline
+        self.forced, self.cached_serves, self.inline = forced, cached_serves, inline
 
 
 Decision: TypeAlias = Return | Fail | Pause | Fetch
@@ -107,11 +110,11 @@ def before_fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRe
         inside: The request whose hook, policy or log handler makes the call.
     """
     forced = call.force_refresh
-    if forced and not call.has_joined and now < entry.forced_at + FORCE_INTERVAL:
+    if forced and not call.has_waited and now < entry.forced_at + FORCE_INTERVAL:
         if entry.forced_error is None:
             forced = False  # what was forced a moment ago serves this caller too
         elif not (call.has_paused or _may_still_come(entry.forced_error, call, now)):
-            return Fail(copy_of(entry.forced_error))
+            return Fail(entry.forced_error)
     cached = entry.usable(now)
     if cached is None or forced:
         return _fetch(entry, call, now, inside, forced=forced)
@@ -131,7 +134,7 @@ def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest 
     if request is not None and request.includes(inside):
         reason = "A hook or a log handler of the request itself asked for its token"
         hint = "Ask for it somewhere else, before or after that request."
-        return Fail(local_error(entry.key, reason, hint, seen=entry.endpoint.seen))
+        return Fail(local_error(entry.key, reason, hint))
     if request is not None and request.has_overrun(now):
         request = None
     deadline = call.deadline if request is None else min(call.deadline, request.deadline)
@@ -153,7 +156,7 @@ def _refresh(
     wait_until = min(started + REFRESH_WAIT, call.deadline) if state is TokenState.EXPIRING else now
     if request is not None and wait_until <= now:
         return Return(cached)
-    return Fetch(request, now + REFRESH_TIMEOUT, wait_until, forced=False, in_background=True)
+    return Fetch(request, now + REFRESH_TIMEOUT, wait_until, forced=False, cached_serves=True)
 
 
 def in_an_interrupt(entry: TokenEntry, now: float, decision: Decision, *, has_lock: bool) -> Decision:
@@ -166,7 +169,7 @@ def in_an_interrupt(entry: TokenEntry, now: float, decision: Decision, *, has_lo
         has_lock: The thread has a lock that every request needs, so no wait would end.
     """
     cached = entry.usable(now)
-    if isinstance(decision, Fetch) and decision.in_background and cached is not None:
+    if isinstance(decision, Fetch) and decision.cached_serves and cached is not None:
         return Return(cached)
     if has_lock and isinstance(decision, (Fetch, Pause)):
         reason = "A signal handler or a finalizer asked while its thread was looking for a token, and holds a lock"
@@ -188,8 +191,8 @@ def without_waiting(call: TokenCall, now: float, decision: Decision) -> Decision
     """
     if not isinstance(decision, Fetch):
         return decision
-    if decision.in_background:
-        return Fetch(decision.join, decision.deadline, now, forced=False, in_background=True)
+    if decision.cached_serves:
+        return Fetch(decision.join, decision.deadline, now, forced=False, cached_serves=True)
     return Fetch(None, call.deadline, call.deadline + GRACE, forced=decision.forced, inline=True)
 
 
@@ -213,7 +216,7 @@ def after_fetch(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: 
     is_answer = result is not None and result.error is error and not result.timed_out
     if call.identity_error is not None and not is_answer:
         error = call.identity_error
-    return Fail(copy_of(error))
+    return Fail(error)
 
 
 def _failure(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: float) -> tuple[BaseException, float]:

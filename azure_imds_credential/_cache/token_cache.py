@@ -15,10 +15,18 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
-from .._calling_thread import has_stopping_hub, is_importing, owns, owns_logging_lock, runs_event_loop
+from .._calling_thread import (
+    depth_of,
+    has_stopping_hub,
+    is_importing,
+    owns,
+    owns_logging_lock,
+    release_to,
+    runs_event_loop,
+)
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
-from .._errors import report
+from .._errors import copy_of, report
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
@@ -41,6 +49,7 @@ THREAD_NAME = "azure-imds-credential"
 # when this was tried; a user's transport may need more. (A stack_size of 0 is the system's default, which is larger.)
 MIN_STACK = 256 * 1024
 MIN_SWEEP = 64  # entries; below this number none are dropped
+SWEEP_INTERVAL = 600.0  # seconds; so long an idle entry may stay where requests are made, but for no new key
 
 # The one line that a request logs.
 REQUEST_LINE = (
@@ -48,6 +57,7 @@ REQUEST_LINE = (
     "attempts=%(imds_attempts)d milliseconds=%(imds_milliseconds)d expires_in=%(imds_expires_in)s "
     "client_id=%(imds_client_id)s match=%(imds_match)s"
 )
+SHORT_LIVED = "the new token expires within minutes, before the cached one"
 REFRESH_FAILED = "refreshing a token failed, the cached one serves for %d s more; next try in %d s: %s"
 
 _logger = logging.getLogger("azure_imds_credential")
@@ -112,7 +122,7 @@ class TokenCache:
         self._custom_pipeline = custom_pipeline
         self._entries: dict[TokenKey, TokenEntry] = {}
         self._endpoints: dict[str, Endpoint] = {}
-        self._sweep_at = MIN_SWEEP
+        self._sweep_at, self._swept_at = MIN_SWEEP, NEVER
         self._lock = threading.RLock()  # a signal handler may look for a token while this thread has it
         register(self)
 
@@ -139,7 +149,8 @@ class TokenCache:
         self._lock = threading.RLock()
         for entry in tuple(self._entries.values()):
             entry.plain_request = entry.forced_request = None
-            entry.callers = 0
+            entry.bypassed_at = NEVER
+            entry.calls.clear()
         for endpoint in tuple(self._endpoints.values()):
             endpoint.stop_probing()
         for url in tuple(self._urls.values()):
@@ -150,24 +161,22 @@ class TokenCache:
         reset_in_child()
         if sys.is_finalizing():
             self._keep_tokens()
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                self._sweep()
-                entry = TokenEntry(key, self._endpoint(key.url))
-                self._entries[key] = entry  # last: a fork may come in between
-            return entry
+        # Without the lock: the entry that counts is the one that `_waits` finds.
+        entry = self._entries.get(key)
+        return entry or self._entries.setdefault(key, TokenEntry(key, self._endpoint(key.url)))
 
     def _endpoint(self, url: str) -> Endpoint:
-        if url not in self._endpoints:
+        endpoint = self._endpoints.get(url)
+        if endpoint is None:
             state = self._urls.setdefault(url, UrlState())
-            self._endpoints[url] = Endpoint(url, state, custom_pipeline=self._custom_pipeline)
-        return self._endpoints[url]
+            endpoint = self._endpoints.setdefault(url, Endpoint(url, state, custom_pipeline=self._custom_pipeline))
+        return endpoint
 
-    def _sweep(self) -> None:
-        """Drop idle entries, each time that the number of entries has doubled."""
-        if len(self._entries) >= self._sweep_at:
-            now = self.clock.now()
+    def _sweep(self, now: float) -> None:
+        """Drop idle entries, when the number of entries has doubled and every ten minutes."""
+        count = len(self._entries)
+        if count >= self._sweep_at or (count >= MIN_SWEEP and now >= self._swept_at + SWEEP_INTERVAL):
+            self._swept_at = now
             self._entries = {key: entry for key, entry in tuple(self._entries.items()) if not entry.is_idle(now)}
             self._sweep_at = max(MIN_SWEEP, 2 * len(self._entries))
 
@@ -199,40 +208,52 @@ class TokenCache:
         return Filling(self._waits(entry, options, call))
 
     def _waits(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Generator[Wait, None, CachedToken]:
-        with self._lock:
-            # It may have been dropped, and made anew by another caller, before it was known that this one waits.
-            entry = self._entries.setdefault(entry.key, entry)
-            entry.callers += 1
+        locks = (self._lock, entry.endpoint.limiter.lock, import_lock)
+        depths = tuple(map(depth_of, locks))
         try:
+            return (yield from self._steps(entry, options, call))
+        except BaseException:
+            for depth, lock in zip(depths, locks, strict=True):
+                release_to(depth, lock)
+            raise
+
+    def _steps(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Generator[Wait, None, CachedToken]:
+        try:
+            with self._lock:
+                # It may have been dropped, and made anew by another caller, before it was known that this one waits.
+                entry = self._entries.setdefault(entry.key, entry)
+                entry.calls.add(call)
+                self._sweep(self.clock.now())
             while True:
                 decision = self._decide(entry, options, call)
-                if isinstance(decision, Fetch) and call.joined is not None:
+                if isinstance(decision, Fetch) and call.request is not None:
                     seconds = decision.wait_until - self.clock.now()
-                    if seconds > 0 and not call.joined.done():
-                        yield Wait(call.joined, seconds)
-                    decision = self._conclude(entry, call, call.joined)
+                    if seconds > 0 and not call.request.done():
+                        yield Wait(call.request, seconds)
+                    decision = self._conclude(entry, call, call.request)
                 if isinstance(decision, Return):
                     return decision.cached
                 if isinstance(decision, Fail):
-                    raise decision.error
+                    raise copy_of(decision.error)  # without the lock: to copy it may run code of the user's
                 if isinstance(decision, Pause):
                     yield Wait(None, decision.until - self.clock.now())
         finally:
             with self._lock:
-                entry.callers = max(0, entry.callers - 1)  # a fork may have reset it
+                entry.calls.discard(call)
                 log = _leave(call)
             if log is not None:
                 log()
 
     def _decide(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Decision:
-        """Decide, and act on it: after a `Fetch` the call has joined a request that is under way.
+        """Decide, and act on it: after a `Fetch` the call has a request to wait for.
 
-        A signal handler or a finalizer may call while its own thread is in here. If this thread is about to start a
-        request, that call runs it. If this thread has a lock, that call cannot wait for any request.
+        A signal handler or a finalizer may call while its own thread is in here. Where it interrupted the start of a
+        request, the handler's call runs that request. Where it interrupted its thread under a lock, the handler's call
+        cannot wait for any request.
         """
         new = probe = None
         inside, starting = current_request.get(), _starting.get()
-        has_lock, is_starting = self._has_lock(entry), starting is not None and not starting.has_begun()
+        has_lock, is_starting = self._has_lock(entry), starting is not None and not starting.has_begun
         try:
             with self._lock:
                 now = self.clock.now()
@@ -245,19 +266,19 @@ class TokenCache:
                         _starting.set(new)  # first: from the next line on other calls may join it
                         entry.set_request(new)
                     request.waiting += 1  # first: counted once too often it costs a log line, once too few a deadlock
-                    call.joined = request
+                    call.request = request
                     request.callers += decision.wait_until > now
                 elif isinstance(decision, Fail):
                     probe = entry.endpoint.absence_to_probe(now)
                 elif isinstance(decision, Pause):
                     call.has_paused = True
             runs_here = is_starting or (new is not None and new.inline)
-            if runs_here and call.joined is not None:
-                self._run(entry, options, call.joined, on_own_thread=False)
+            if runs_here and call.request is not None:
+                self._run(entry, options, call.request, on_own_thread=False)
             elif new is not None:
                 self._start(entry, options, new)
         except BaseException:  # an interrupt: no other caller may wait for a request that never starts
-            if new is not None and not new.is_running:
+            if new is not None and not new.has_begun:
                 self._finish(entry, new, None)
             raise
         finally:
@@ -295,7 +316,7 @@ class TokenCache:
         )
 
     def _conclude(self, entry: TokenEntry, call: TokenCall, request: TokenRequest) -> Decision:
-        """Decide after a wait for a request; for a refresh in the background there was none."""
+        """Decide after a wait for a request, or without one where a cached token serves."""
         with self._lock:
             call.note_wait(request)
             now = self.clock.now()
@@ -327,9 +348,9 @@ class TokenCache:
         token, place = current_request.set(request), ""
         try:
             with self._lock:
-                if request.has_begun():
+                if request.has_begun:
                     return  # its caller was interrupted while it started
-                request.is_running = True
+                request.has_begun = True
             try:
                 result = options.fetch(request, entry.endpoint, self.clock)
             except BaseException as error:  # a user's hook may raise anything, and callers are waiting
@@ -337,8 +358,7 @@ class TokenCache:
                     self._finish(entry, request, None)  # an interrupt is this caller's: others ask again
                     raise
                 place = _place(error)
-                # Frames of the request hold responses, and responses hold tokens.
-                error.__traceback__ = error.__context__ = error.__cause__ = None
+                _forget_frames(error)
                 result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
             self._finish(entry, request, result, place)
         finally:
@@ -353,7 +373,11 @@ class TokenCache:
         fields = None
         with self._lock:
             now = self.clock.now()
-            serves = entry.finish(request, result, now, self.clock)
+            try:
+                serves = entry.finish(request, result, now, self.clock)
+            except Exception as error:  # a wall clock that tests replaced; callers are waiting all the same
+                _forget_frames(error)
+                serves, result = None, TokenResult(error=error)
             pause = max(0.0, entry.retry_at - now)
             if request.done():
                 return  # it was abandoned, and no caller waits any more
@@ -384,7 +408,10 @@ class TokenCache:
     def _probe(self, endpoint: Endpoint, absence: Absence, options: CallOptions, delay: float) -> None:
         """Look whether something accepts connections now where nothing did before, and go on once a second."""
         Wait(None, delay).block()
-        found = options.has_listener(endpoint.url)
+        try:
+            found = options.has_listener(endpoint.url)
+        except Exception:  # what keeps this process from connecting, such as a test's guard; the next probe may succeed
+            found = False
         with self._lock:
             remembered = endpoint.record_probe(absence, found=found, now=self.clock.now())
         if remembered is not None:
@@ -402,9 +429,15 @@ def _place(error: BaseException) -> str:
     return f"{code.co_filename}, line {found.tb_lineno}, in {code.co_name}"
 
 
+def _forget_frames(error: BaseException) -> None:
+    """Keep no frames of the request with an error: they hold responses, and responses hold tokens."""
+    for name in ("__traceback__", "__context__", "__cause__"):
+        BaseException.__setattr__(error, name, None)  # an error of the user's may refuse to be changed
+
+
 def _leave(call: TokenCall) -> Callable[[], None] | None:
     """Count a call out that waits for a request no more; return what it is to log."""
-    request, call.joined = call.joined, None
+    request, call.request = call.request, None
     if request is None:
         return None
     request.waiting -= 1
@@ -435,7 +468,7 @@ def _log(
         if fields is not None:
             _logger.info(REQUEST_LINE, fields, extra=fields)
         if result is not None and serves is not None:
-            _logger.warning(REFRESH_FAILED, serves, pause, result.error)
+            _logger.warning(REFRESH_FAILED, serves, pause, result.error or SHORT_LIVED)
     except Exception as error:  # logging lets through what a filter raises
         report(error)
 
@@ -451,19 +484,19 @@ def must_not_wait(*, runs_hooks: bool) -> bool:
 
 
 def _new_request(entry: TokenEntry, fetch: Fetch, now: float, inside: TokenRequest | None) -> TokenRequest:
-    held = entry.usable(now)
+    cached = entry.usable(now)
     return TokenRequest(
         entry.key,
         now,
         fetch.deadline,
         forced=fetch.forced,
-        bypass_cache=fetch.forced and now >= entry.forced_at + FORCE_INTERVAL,
+        bypass_cache=fetch.forced and now >= entry.bypassed_at + FORCE_INTERVAL,
         generation=entry.generation,
         endpoint_generation=entry.endpoint.generation,
         parent=inside,
         inline=fetch.inline,
-        held_since=entry.stored_at if held else NEVER,
-        held_until=held.expires_at if held else NEVER,
+        held_since=entry.stored_at if cached else NEVER,
+        held_until=cached.expires_at if cached else NEVER,
     )
 
 
@@ -471,14 +504,17 @@ def _start_thread(function: Callable[..., None], *args: object) -> bool:
     """Run a function on a daemon thread, in a copy of the caller's context; return whether one could start."""
     # CPython 3.10 and 3.11 would wait here for a thread that never runs while the interpreter ends. While this thread
     # forks, one that starts would be lost, or be taken for one of the parent.
-    if sys.is_finalizing() or is_forking() or has_stopping_hub() or 0 < threading.stack_size() < MIN_STACK:
+    if sys.is_finalizing() or is_forking() or has_stopping_hub():
         return False
     try:
+        if 0 < threading.stack_size() < MIN_STACK:
+            return False
         run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(function, *args), name=THREAD_NAME, daemon=True).start()
-    except RuntimeError:  # a limit of the system, an isolated sub-interpreter, or one that shuts down
+        thread = threading.Thread(target=run, args=(function, *args), name=THREAD_NAME, daemon=True)
+        thread.start()
+    except Exception:  # a limit of the system, an isolated sub-interpreter or one that shuts down, a mock of a test
         return False
-    return True
+    return isinstance(thread.ident, int)  # a mock has begun nothing
 
 
 process_cache = TokenCache()

@@ -169,7 +169,7 @@ class TokenEntry:
         # The requests under way: an ordinary one, and one that a caller forced.
         self.plain_request: TokenRequest | None = None
         self.forced_request: TokenRequest | None = None
-        self.callers = 0  # calls that have not ended
+        self.calls: set[object] = set()  # that have not ended
         self.generation = 0  # how often it was cleared: the token of an older request is not kept
         self.stored_at = NEVER
         self._forget_failures()
@@ -179,6 +179,7 @@ class TokenEntry:
         self.retry_at = NEVER  # no refresh before
         self.forced_at = NEVER  # when a forced request ended
         self.forced_error: BaseException | None = None  # how it failed, if no other token came since
+        self.bypassed_at = NEVER  # when a request began that asked IMDS to bypass its own cache
         self.no_identity_at = NEVER  # when IMDS said that it has no such identity
 
     def usable(self, now: float) -> CachedToken | None:
@@ -187,8 +188,9 @@ class TokenEntry:
 
     def is_idle(self, now: float) -> bool:
         """Return whether nothing is lost when the entry is dropped."""
-        under_way = self.plain_request or self.forced_request or self.callers
-        return not under_way and self.usable(now) is None and now >= max(self.retry_at, self.forced_at + FORCE_INTERVAL)
+        under_way = self.plain_request or self.forced_request or self.calls
+        needed_until = max(self.retry_at, self.forced_at + FORCE_INTERVAL, self.bypassed_at + FORCE_INTERVAL)
+        return not under_way and self.usable(now) is None and now >= needed_until
 
     def request(self, *, forced: bool) -> TokenRequest | None:
         """Return the request of this kind that is under way."""
@@ -196,6 +198,8 @@ class TokenEntry:
 
     def set_request(self, request: TokenRequest) -> None:
         """Put a request under way."""
+        if request.bypass_cache:
+            self.bypassed_at = request.started
         if request.forced:
             self.forced_request = request
         else:
@@ -205,7 +209,7 @@ class TokenEntry:
         """Keep what a request brought; None for one that was never sent.
 
         Returns:
-            The seconds for which the cached token still serves; None unless a refresh failed.
+            The seconds for which the cached token still serves; None unless a refresh failed, or brought a worse one.
         """
         if self.forced_request is request:
             self.forced_request = None
@@ -215,26 +219,34 @@ class TokenEntry:
         is_outdated = not request.forced and request.started < self.stored_at
         if result is None or is_outdated or request.generation != self.generation:
             return None
-        if result.error is None:
+        is_kept = result.error is None and (request.forced or not self._holds_better(result, now))
+        if is_kept:
             self.store(result, now, clock)
         else:
             self.note_failure(result, now, forced=request.forced)
         if request.forced and not result.timed_out:
             self.forced_at, self.forced_error = now, result.error
         cached = self.usable(now)
-        return cached.expires_at - now if result.error is not None and cached is not None else None
+        return None if is_kept or cached is None else cached.expires_at - now
+
+    def _holds_better(self, result: TokenResult, now: float) -> bool:
+        """Return whether the cached token outlives another that comes with minutes to live, or with none."""
+        cached = self.usable(now)
+        if cached is None or result.access_token == cached.token.token:
+            return False
+        return result.expires_at < min(cached.expires_at, now + EXPIRY_MARGIN)
 
     def store(self, result: TokenResult, now: float, clock: Clock) -> None:
         """Keep a token."""
         is_same_token = self.cached is not None and self.cached.token.token == result.access_token
+        delay = refresh_delay(result.expires_at - now, is_same_token=is_same_token, random=clock.random())
+        self.cached = cached_token(result.access_token, now + delay, result.expires_at, now, clock.wall())
+        self.stored_at, self.failures, self.retry_at, self.no_identity_at = now, 0, NEVER, NEVER
         if not is_same_token:
             self.forced_error = None
-        delay = refresh_delay(result.expires_at - now, is_same_token=is_same_token, random=clock.random())
-        self.stored_at, self.failures, self.retry_at, self.no_identity_at = now, 0, NEVER, NEVER
-        self.cached = cached_token(result.access_token, now + delay, result.expires_at, now, clock.wall())
 
     def note_failure(self, result: TokenResult, now: float, *, forced: bool) -> None:
-        """Remember that a request failed. A cached token goes on to serve."""
+        """Remember that a request failed, or brought a worse token. A cached one goes on to serve."""
         if isinstance(result.error, IdentityUnavailableError):
             self.no_identity_at = now
         if not (forced and result.timed_out):  # a caller in a hurry must not put off the ordinary refresh
