@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+# Seconds by which wall clock and boot clock drift apart between two comparisons: more than a clock that is kept in step
+# ever needs.
+MAX_DRIFT = 30.0
+
 
 def _boot_clock() -> Callable[[], float]:
     """Return CLOCK_BOOTTIME, which is never set and goes on while a VM hibernates; else a clock that is never set."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from azure.core.credentials import AccessToken, AccessTokenInfo
 
-from .._clock import Clock
+from .._clock import MAX_DRIFT, Clock
 from .._endpoint import Endpoint
 from .._jwt import EXPIRY_MARGIN
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult
@@ -21,7 +21,6 @@ MIN_BACK_OFF = 30.0
 MAX_BACK_OFF = 600.0
 CLOCK_CHECK_INTERVAL = 10.0  # between two comparisons of the wall clock with the boot clock
 FORCE_INTERVAL = 30.0  # callers that force a refresh within it share one
-MAX_DRIFT = 30.0  # between two comparisons: more than a clock that is kept in step ever needs
 
 
 class TokenState(Enum):
