@@ -396,23 +396,6 @@ def test_expired(virtual_time: VirtualTime, imds: ImdsEmulator) -> None:
     assert token_of(process(imds)) != old
 
 
-@pytest.mark.parametrize("jump", [-400 * DAY, -3600.0, 3600.0, 400 * DAY])
-def test_wall_clock(
-    virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
-    """Stored times are of a clock that is never set: a wall clock that jumps changes nothing."""
-    process(imds).get_token(VAULT)
-    truth, time_of_day = virtual_time.now(), virtual_time.wall
-    jumped = process(imds)
-    # A process that sees the wall clock after it was set.
-    monkeypatch.setattr(jumped._options.cache.clock, "wall", lambda: time_of_day() + jump)
-    token = jumped.get_token(VAULT)
-    assert token.expires_on == pytest.approx(time_of_day() + jump + DAY, abs=5)
-    virtual_time.skip(truth + DAY - virtual_time.now() + 1)
-    jumped.get_token(VAULT)
-    imds.assert_requests(2)
-
-
 def test_future(virtual_time: VirtualTime, imds: ImdsEmulator, caplog: pytest.LogCaptureFixture) -> None:
     """A token that is dated in the future is ignored, with a warning."""
     virtual_time.skip(1000)

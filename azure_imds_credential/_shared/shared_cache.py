@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Seconds.
 LOOK_INTERVAL = 0.05  # between two looks while a caller waits for the token; ten times that while none does
 HEAD_START = 1.0  # for which the others only read files, before they import filelock
-EXPIRING_TIMEOUT = 2.0  # for which a process waits for a better token than one in its last minutes
+FALLBACK_TIMEOUT = 2.0  # for which a process waits for a better token than one in its last minutes or in doubt
 ABSENT_WAIT = 2.0  # after which those who wait ask at once where nothing answers
 RECENT = 30.0  # a token that was stored this recently is the newest there is
 
@@ -89,7 +89,7 @@ class SharedLease:
         self._folder: Folder | None = None
         self._lock: int | None = None  # its descriptor, while it is ours
         self._asked_at = NEVER
-        self._expiring: StoredToken | None = None  # it serves where IMDS gives no better one
+        self._fallback: StoredToken | None = None  # it serves where IMDS gives no better one
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -97,9 +97,10 @@ class SharedLease:
             self._folder = self._closing.enter_context(open_folder())
             found = self._look()
             if found is None:
+                self._fallback = self._find_fallback()
                 found = self._wait_for_lock(self._folder)
             if found is not None:
-                self.result = TokenResult(found.access_token, found.expires_at)
+                self.result = TokenResult(found.access_token, self._expiry(found))
         except Exception as error:  # sharing spares requests; no trouble with it may cost a caller the token
             _warn_once(f"tokens are not shared, this process asks IMDS by itself: {error}")
         self._asked_at = self._clock.now()
@@ -120,11 +121,13 @@ class SharedLease:
                 self._write_note(ABSENT)
             elif self._folder is not None:
                 self._folder.remove(self._name + _NOTE)
-            return self._or_expiring(result)
+            return self._or_fallback(result)
         if self._folder is None or (self._lock is not None and not self._folder.holds(self._name + _LOCK, self._lock)):
             return result  # there is no place for it, or everything was forgotten meanwhile
+        now = self._clock.now()
+        wall_offset = self._clock.wall() - now
         stored = StoredToken(
-            result.access_token, result.expires_at, self._asked_at, self._clock.now(), self._request.forced
+            result.access_token, result.expires_at, self._asked_at, now, wall_offset, self._request.forced
         )
         try:
             self._folder.replace(self._name + _TOKEN, encode(self._key, stored))
@@ -135,38 +138,55 @@ class SharedLease:
             _warn_once(f"a token could not be stored for other processes: {self._folder.path}: {error.strerror}")
         return result
 
-    def _or_expiring(self, failed: TokenResult) -> TokenResult:
-        expiring, now = self._expiring, self._clock.now()
-        if expiring is None or now >= expiring.expires_at:
+    def _or_fallback(self, failed: TokenResult) -> TokenResult:
+        if self._fallback is None:
+            return failed
+        expiry, now = self._expiry(self._fallback), self._clock.now()  # the VM may have been paused meanwhile
+        if now >= expiry:
             return failed
         _logger.warning(
-            "asking for a token failed, the shared one serves for %d s more: %s",
-            expiring.expires_at - now,
-            failed.error,
+            "asking for a token failed, the shared one serves for %d s more: %s", expiry - now, failed.error
         )
-        return TokenResult(expiring.access_token, expiring.expires_at, log_fields=failed.log_fields)
+        return TokenResult(self._fallback.access_token, expiry, log_fields=failed.log_fields)
 
     def _look(self) -> StoredToken | None:
         """Return a stored token that makes the request needless."""
+        found = self._stored()
+        return found if found is not None and self._spares_request(found) else None
+
+    def _find_fallback(self) -> StoredToken | None:
+        """Return a stored token that serves if the request fails; None if this process holds one or wants another."""
+        if self._request.forced or self._holds_usable(self._clock.now()):
+            return None
+        return self._stored()
+
+    def _stored(self) -> StoredToken | None:
+        """Return the stored token, unless it has expired or cannot be trusted."""
         assert self._folder is not None
-        request = self._request
         try:
             content = self._folder.read(self._name + _TOKEN)
-            now = self._clock.now()  # after reading, or what was stored in between would be from the future
-            found = None if content is None else decode(content, self._key, now)
+            # Reads the clock after the file, or what was stored in between would be from the future.
+            found = None if content is None else decode(content, self._key, self._clock.now())
         except (RefusedError, ValueError) as error:
             _warn_once(f"a shared token was ignored: {error}")
             return None
-        if found is None or now >= found.expires_at:
-            return None
+        return found if found is not None and self._clock.now() < self._expiry(found) else None
+
+    def _spares_request(self, found: StoredToken) -> bool:
+        """Return whether asking would bring nothing better than a stored token with life left."""
+        request, now = self._request, self._clock.now()
+        if found.has_drifted(now, self._clock.wall()):
+            return False  # how long it lasts is in doubt; the token of one request has the times of now
         if request.forced:
-            return found if found.forced and found.asked_at >= request.started else None
+            return found.forced and found.asked_at >= request.started
         if found.stored_at >= request.started or now - found.stored_at < RECENT:
-            return found  # another process has just asked; asking again would bring nothing better
+            return True  # another process has just asked
         if found.expires_at - now <= EXPIRY_MARGIN:
-            self._expiring = None if self._holds_usable(now) else found
-            return None
-        return found if found.stored_at > request.held_since or not self._holds_usable(now) else None
+            return False
+        return found.stored_at > request.held_since or not self._holds_usable(now)
+
+    def _expiry(self, found: StoredToken) -> float:
+        return found.earliest_expiry(self._clock.now(), self._clock.wall())
 
     def _holds_usable(self, now: float) -> bool:
         return now < self._request.held_until
@@ -180,9 +200,9 @@ class SharedLease:
         """
         begun, request = self._clock.now(), self._request
         longest_wait = max(0.0, (request.deadline - begun) / 2)  # filelock takes a negative number for "no limit"
-        if self._expiring is not None:  # as for a token of this process in its last minutes
-            longest_wait = min(longest_wait, EXPIRING_TIMEOUT)
-            request.deadline = min(request.deadline, begun + EXPIRING_TIMEOUT)
+        if self._fallback is not None:  # as for a token of this process in its last minutes
+            longest_wait = min(longest_wait, FALLBACK_TIMEOUT)
+            request.deadline = min(request.deadline, begun + FALLBACK_TIMEOUT)
         usable = self._holds_usable(begun) and not request.forced
         no_caller_waits = usable and request.held_until - begun > EXPIRY_MARGIN
         if (found := self._watch_first(begun)) is not None:
@@ -212,8 +232,8 @@ class SharedLease:
         except Timeout:
             if (found := self._look()) is not None:
                 return found
-            if usable or self._expiring is not None:
-                self.result = self._or_expiring(TokenResult(error=_busy(request.key, self._clock.now() - begun)))
+            if usable or self._fallback is not None:
+                self.result = self._or_fallback(TokenResult(error=_busy(request.key, self._clock.now() - begun)))
             return None
         self._closing.callback(lock.release)
         folder.tidy(self._name)

@@ -1,7 +1,8 @@
 """How a token is written down for other processes of this machine, and when what is read back is believed.
 
 A CRC of the second line, then JSON. Times are of CLOCK_BOOTTIME, which is never set and goes on while the machine
-sleeps: a wall clock that jumps can neither revive a token nor end one. It starts anew at a boot, hence the boot's ID.
+sleeps. It starts anew at a boot, hence the boot's ID. It stands still while the host pauses a VM, hence the offset of
+the wall clock: where that has changed, the earlier of the two expiries counts.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from .._clock import MAX_DRIFT
 from .._jwt import MAX_LIFE, TOKEN
 
-FORMAT = 1
+FORMAT = 2  # 1 had no `wall_offset`
 
 
 class StoredToken(NamedTuple):
@@ -25,7 +27,19 @@ class StoredToken(NamedTuple):
     expires_at: float
     asked_at: float
     stored_at: float
+    wall_offset: float  # wall clock minus boot clock, when it was stored
     forced: bool
+
+    def has_drifted(self, now: float, wall: float) -> bool:
+        """Return whether wall clock and boot clock have drifted apart since: the VM was paused, or a clock was set."""
+        return abs(self._drift(now, wall)) > MAX_DRIFT
+
+    def earliest_expiry(self, now: float, wall: float) -> float:
+        """Return the time of `Clock.now` at which it expires; by the wall clock if that is earlier after a drift."""
+        return self.expires_at - max(0.0, self._drift(now, wall)) if self.has_drifted(now, wall) else self.expires_at
+
+    def _drift(self, now: float, wall: float) -> float:
+        return wall - now - self.wall_offset
 
     def __repr__(self) -> str:
         return f"StoredToken(expires_at={self.expires_at}, stored_at={self.stored_at})"
@@ -49,7 +63,7 @@ def decode(content: bytes, key: list[object], now: float) -> StoredToken:
     try:
         stored = json.loads(body)
         form, stored_key, boot = stored["format"], stored["key"], stored["boot"]
-        times = [float(stored[name]) for name in ("asked_at", "stored_at", "expires_at")]
+        times = [float(stored[name]) for name in ("asked_at", "stored_at", "expires_at", "wall_offset")]
         token, forced = stored["access_token"], stored["forced"]
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError("in another form than this version writes") from error
@@ -59,12 +73,12 @@ def decode(content: bytes, key: list[object], now: float) -> StoredToken:
         raise ValueError("for something else than its name says")
     if boot != _boot_id():
         raise ValueError("from before the last boot")
-    asked_at, stored_at, expires_at = times
+    asked_at, stored_at, expires_at, wall_offset = times
     if not all(map(math.isfinite, times)) or not asked_at <= stored_at <= now:
         raise ValueError("dated in the future, or not at all")
     if expires_at - stored_at > MAX_LIFE:
         raise ValueError("valid for longer than a token can be")
-    return StoredToken(token, expires_at, asked_at, stored_at, forced is True)
+    return StoredToken(token, expires_at, asked_at, stored_at, wall_offset, forced is True)
 
 
 def _boot_id() -> str:
