@@ -63,11 +63,11 @@ def decode(content: bytes, key: list[object], now: float) -> StoredToken:
     try:
         stored = json.loads(body)
         form, stored_key, boot = stored["format"], stored["key"], stored["boot"]
-        times = [float(stored[name]) for name in ("asked_at", "stored_at", "expires_at", "wall_offset")]
+        times = [_number(stored[name]) for name in ("asked_at", "stored_at", "expires_at", "wall_offset")]
         token, forced = stored["access_token"], stored["forced"]
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError, RecursionError) as error:
         raise ValueError("in another form than this version writes") from error
-    if form != FORMAT or not isinstance(token, str) or not re.fullmatch(TOKEN, token):
+    if type(form) is not int or form != FORMAT or not isinstance(token, str) or not re.fullmatch(TOKEN, token):
         raise ValueError("in another form than this version writes")
     if stored_key != key:
         raise ValueError("for something else than its name says")
@@ -79,6 +79,13 @@ def decode(content: bytes, key: list[object], now: float) -> StoredToken:
     if expires_at - stored_at > MAX_LIFE:
         raise ValueError("valid for longer than a token can be")
     return StoredToken(token, expires_at, asked_at, stored_at, wall_offset, forced is True)
+
+
+def _number(value: object) -> float:
+    # A boolean is a number to Python, and none in JSON.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("not a number")
+    return float(value)
 
 
 def _boot_id() -> str:
