@@ -156,6 +156,40 @@ def test_wall_clock_kept_in_step(flavor: Flavor, virtual_time: PausableTime, imd
     imds.assert_requests(1)
 
 
+def test_expired_tokens_of_others(flavor: Flavor, virtual_time: PausableTime, imds: ImdsEmulator, memory: Path) -> None:
+    """Processes that ask remove the tokens that have expired, a few at a time, and no other file."""
+    for number in range(shared_cache.MAX_SWEPT + 4):
+        new_process(flavor, imds, scope=f"https://{number}.test")
+    expired, locks = set(memory.rglob("*.token")), set(memory.rglob("*.lock"))
+    virtual_time.skip(DAY / 2)
+    new_process(flavor, imds, scope="https://younger.test")
+    damaged = next(iter(expired)).with_name("00000000.token")
+    damaged.write_bytes(b"damaged")
+    damaged.chmod(0o600)
+    kept = set(memory.rglob("*.token")) - expired
+    virtual_time.skip(DAY / 2 + 60)
+    for number in range(100):
+        before = len(expired & set(memory.rglob("*.token")))
+        new_process(flavor, imds, scope=f"https://new-{number}.test")
+        left = len(expired & set(memory.rglob("*.token")))
+        assert left >= before - shared_cache.MAX_SWEPT
+        if not left:
+            break
+    files = set(memory.rglob("*"))
+    assert not files & expired
+    assert files >= locks | kept
+
+
+def test_tokens_of_others_after_a_pause(
+    flavor: Flavor, virtual_time: PausableTime, imds: ImdsEmulator, memory: Path
+) -> None:
+    """No process removes the token of another because its own wall clock is ahead."""
+    new_process(flavor, imds)
+    virtual_time.pause(400 * DAY)
+    new_process(flavor, imds, scope="https://new.test")
+    assert len(list(memory.rglob("*.token"))) == 2
+
+
 @pytest.mark.parametrize(
     ("drift", "drifted", "expires_at"),
     [

@@ -39,6 +39,8 @@ FALLBACK_TIMEOUT = 2.0  # for which a process waits for a better token than one 
 ABSENT_WAIT = 2.0  # after which those who wait ask at once where nothing answers
 RECENT = 30.0  # a token that was stored this recently is the newest there is
 
+MAX_SWEPT = 8  # tokens that a process with the lock looks at, to remove those that have expired
+
 # What a note says: IMDS was asked, or nothing answered. Both spare time and processor time: see docs/shared-cache.md.
 # Any other end of the request removes the note.
 ASKING, ABSENT = "asking", "absent"
@@ -237,7 +239,23 @@ class SharedLease:
             return None
         self._closing.callback(lock.release)
         folder.tidy(self._name)
+        self._remove_expired(folder)
         return self._look()
+
+    def _remove_expired(self, folder: Folder) -> None:
+        """Remove a few tokens that have expired, whatever they are for: not all that ever were stay in memory.
+
+        The boot clock alone decides: a process with a wrong wall clock must not remove what serves the others. A token
+        that is replaced at this very moment may go too, which costs a request. Lock files stay: where one is removed,
+        a process that waits for it and a process that makes a new one may both ask.
+        """
+        names = folder.names(_TOKEN)
+        first = int(self._clock.random() * len(names))
+        for name in (names[first:] + names[:first])[:MAX_SWEPT]:
+            with suppress(RefusedError, ValueError):
+                now = self._clock.now()
+                if now >= decode(folder.read(name) or b"", None, now).expires_at:
+                    folder.remove(name)
 
     def _watch_first(self, begun: float) -> StoredToken | None:
         """Watch what the first of many processes brings; return its token. The first one itself does not wait."""

@@ -51,8 +51,8 @@ def encode(key: list[object], stored: StoredToken) -> bytes:
     return b"%08x\n" % binascii.crc32(body) + body
 
 
-def decode(content: bytes, key: list[object], now: float) -> StoredToken:
-    """Return what a process stored for this key.
+def decode(content: bytes, key: list[object] | None, now: float) -> StoredToken:
+    """Return what a process stored for this key, or for any key if it is None.
 
     Raises:
         ValueError: It is damaged, of another format, key or boot, or from the future. The message quotes none of it.
@@ -69,7 +69,7 @@ def decode(content: bytes, key: list[object], now: float) -> StoredToken:
         raise ValueError("in another form than this version writes") from error
     if type(form) is not int or form != FORMAT or not isinstance(token, str) or not re.fullmatch(TOKEN, token):
         raise ValueError("in another form than this version writes")
-    if stored_key != key:
+    if key is not None and stored_key != key:
         raise ValueError("for something else than its name says")
     if boot != _boot_id():
         raise ValueError("from before the last boot")
