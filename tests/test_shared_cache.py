@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from azure_imds_credential import (
     _fork,
 )
 from azure_imds_credential._cache import decision
-from azure_imds_credential._request import TokenRequest
+from azure_imds_credential._request import TokenRequest, TokenResult
 from azure_imds_credential._shared import shared_cache
 from azure_imds_credential._shared.shared_cache import forget_shared_tokens
 from azure_imds_credential.testing import ImdsEmulator, UserAssigned, faults, forget_tokens
@@ -426,6 +427,69 @@ def test_mismatch(imds: ImdsEmulator, memory: Path) -> None:
     with pytest.raises(IdentityMismatchError):
         token_of(process(imds, client_id=user.client_id))
     assert not list(memory.rglob("*.token"))
+
+
+def test_stored_while_waiting(imds: ImdsEmulator, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waits for the lock takes a token that is stored meanwhile, whoever has the lock."""
+    import filelock
+
+    token = token_of(process(imds))
+    (stored,) = memory.rglob("*.token")
+    aside = stored.rename(stored.with_name("aside"))
+    waits, lock_class = threading.Event(), filelock.FileLock
+
+    class WatchedLock(lock_class):  # type: ignore[misc, valid-type] # a class for each platform
+        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+            waits.set()
+            return super().acquire(*args, **kwargs)
+
+    with lock_of(memory), ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(filelock, "FileLock", WatchedLock)
+        waiting = pool.submit(token_of, process(imds, timeout=900.0))
+        assert waits.wait(60)
+        aside.rename(stored)
+        assert waiting.result() == token
+    imds.assert_requests(1)
+
+
+def test_replaced_directory(
+    imds: ImdsEmulator, memory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lock on a file in another directory than the tokens' counts for nothing: the process asks, with a warning."""
+    import filelock
+
+    token_of(process(imds))
+    forget_in(memory)
+    lock_class = filelock.FileLock
+
+    def lock_elsewhere(path: str, *args: Any, **kwargs: Any) -> Any:
+        folder = Path(path).parent
+        folder.rename(folder.with_name("elsewhere"))
+        folder.mkdir(0o700)
+        return lock_class(path, *args, **kwargs)
+
+    monkeypatch.setattr(filelock, "FileLock", lock_elsewhere)
+    token_of(process(imds))
+    monkeypatch.undo()
+    assert "replaced while it was locked" in caplog.text
+    (lock,) = memory.glob("azure-imds-credential/*.lock")
+    lock_class(lock).acquire(timeout=0).lock.release()
+    imds.assert_requests(2)
+
+
+def test_directory_removed_without_the_lock(imds: ImdsEmulator, memory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that asks without the lock keeps its token if the directory is gone when it would store it."""
+    credential = process(imds)
+    token_of(credential)
+    forget_in(memory)
+    clock = credential._options.cache.clock
+    now = clock.now()
+    hurried = TokenRequest(credential._options.entry((VAULT,)).key, now - 2, now - 1)
+    with lock_of(memory), shared_cache.SharedLease(hurried, clock) as lease:
+        assert lease.result is None
+        shutil.rmtree(memory / "azure-imds-credential")
+        assert lease.share(TokenResult("dummy-secret-1", now + DAY)).access_token == "dummy-secret-1"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_forget(imds: ImdsEmulator) -> None:

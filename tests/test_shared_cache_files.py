@@ -347,6 +347,47 @@ def test_crash_while_writing() -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+def test_left_over(imds: ImdsEmulator, memory: Path) -> None:
+    """A writer removes what was left of killed writers of the same token, and of no others."""
+    new_process(imds)
+    token = stored_in(memory)
+    token.unlink()
+    left, other = token.with_name(f"{token.stem}.token.0123.new"), token.with_name("other.token.0123.new")
+    left.touch()
+    other.touch()
+    new_process(imds)
+    assert not left.exists()
+    assert other.exists()
+
+
+@pytest.mark.parametrize(
+    "note", [b"", b"asking", b"asking later", b"asking nan", b"absent inf", b"\xff 1", b"x" * 2000000]
+)
+def test_bad_note(imds: ImdsEmulator, memory: Path, caplog: pytest.LogCaptureFixture, note: bytes) -> None:
+    """A note that says nothing costs no token and no warning."""
+    new_process(imds)
+    token = stored_in(memory)
+    token.unlink()
+    token.with_suffix(".note").write_bytes(note)
+    token.with_suffix(".note").chmod(0o600)
+    new_process(imds)
+    imds.assert_requests(2)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_disk_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory in memory on which something else is mounted is not used."""
+    in_memory = iter([True, False])
+    monkeypatch.setattr(memory_files, "_in_memory", lambda _device: next(in_memory, False))
+    with pytest.raises(RefusedError, match="azure-imds-credential: not in memory"), open_folder():
+        pass
+
+
+def test_unknown_device() -> None:
+    """A device that is mounted nowhere is no memory."""
+    assert not memory_files._in_memory(os.makedev(4000, 77))
+
+
 def test_readers() -> None:
     """While writers are killed at random, readers only see whole files."""
     code = (
