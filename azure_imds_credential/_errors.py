@@ -17,6 +17,7 @@ SHORTAGES = frozenset(
     for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "ENOSPC", "EUSERS", "EDQUOT")
     if hasattr(errno, name)
 )
+UNSENT_HINT = "Raise timeout, or ask earlier or for fewer tokens at once: this says nothing of IMDS."
 SHORTAGE_HINT = "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
 
 
@@ -43,17 +44,25 @@ def request_summary(resource: str | None, endpoint: str | None, identity: str | 
     return f"No token for {resource}, asked of {endpoint} as {identity}"
 
 
-def timeout_error(key: TokenKey, timeout: float, *, seen: bool) -> ImdsError:
+def timeout_error(key: TokenKey, timeout: float, *, seen: bool, unsent_because: str | None) -> ImdsError:
     """Return the error of a caller whose time ended before there was a response.
 
     Args:
         key: What was asked for.
         timeout: Seconds that the call had.
         seen: The endpoint answered as IMDS before.
+        unsent_because: Why no attempt was sent; None where one was.
     """
+    if unsent_because is not None:
+        return unsent_error(key, unsent_because, timeout)
     reason = f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
     hint = "Try again later, or check what listens at this address."
     return local_error(key, reason, hint, seen=seen, elapsed=timeout)
+
+
+def unsent_error(key: TokenKey, because: str, elapsed: float) -> ImdsError:
+    """Return the error of a call whose time ended before anything was sent: nothing is known of IMDS, a chain ends."""
+    return local_error(key, f"No request could be sent in time: {because}", UNSENT_HINT, elapsed=elapsed)
 
 
 def local_error(key: TokenKey, reason: str, hint: str, *, seen: bool = True, elapsed: float = 0.0) -> ImdsError:

@@ -54,6 +54,9 @@ LOGGING_WAIT = 2.0  # seconds to wait for another import, which may need the loc
 IMPORT_INTERVAL = 0.5  # seconds between two tries to import where the machine lacks what that takes
 MAX_SECONDS = 30 * 86400.0  # more is a mistake, and more than locks can wait on some platforms
 
+# Why nothing was sent yet.
+LOADING = "msal and the HTTP stack were being loaded"
+SHARING = "another process of this user was asking for the same token"
 
 _ARGUMENTS = (
     "client_id", "object_id", "resource_id", "endpoint", "timeout", "wait_for_identity", "shared_cache",
@@ -178,10 +181,11 @@ class CredentialOptions:
             # Whatever fails where nothing can be imported any more.
             reason = f"The interpreter is shutting down ({type(error).__name__})"
             hint = "Get the token before: a cached one is handed out until the end."
-            raise local_error(request.key, reason, hint, seen=endpoint.seen) from None
+            raise local_error(request.key, reason, hint) from None
 
     def _fetch_shared(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
         sharing = _imported(_import_sharing, request, clock)
+        request.unsent_because = SHARING
         return sharing(self._fetch_from_imds)(request, endpoint, clock)
 
     def _fetch_from_imds(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
@@ -233,6 +237,7 @@ def _imported(load: Callable[[], T], request: TokenRequest, clock: Clock) -> T:
     # Without the lock once all is loaded: to read a shared token must not wait for another thread that loads msal.
     if load in _loaded:
         return load()
+    request.unsent_because = LOADING
     while True:
         try:
             left = request.deadline - clock.now()

@@ -100,6 +100,7 @@ class TokenRequest:
         self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends
         self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
         self.is_running = False  # its thread has begun
+        self.unsent_because: str | None = "its thread had not begun"  # why no attempt was sent yet; None once one was
         self.waiting = 0  # calls that wait for it
         self.callers = 0  # calls that have waited for it; a refresh in the background has none
         self.log: Callable[[], None] | None = None  # writes its log records, once it has ended
