@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import threading
+from typing import Any
 
 from ._request import TokenKey
 from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -75,15 +76,36 @@ def local_error(key: TokenKey, reason: str, hint: str, *, seen: bool = True, ela
         seen: The endpoint answered as IMDS before, or the reason says nothing of the endpoint: a chain ends here.
         elapsed: Seconds that the call took.
     """
-    error = (ImdsServiceError if seen else ImdsUnavailableError)(
-        f"{request_summary(key.resource, key.url, str(key.identity))}. {reason}. {hint}",
-        endpoint=key.url,
-        identity=str(key.identity),
-        resource=key.resource,
-        elapsed=elapsed,
-        hint=hint,
-    )
-    error._reason = reason
+    cls = ImdsServiceError if seen else ImdsUnavailableError
+    return error_of(cls, key, reason, hint, separator=". ", elapsed=elapsed)
+
+
+def error_of(
+    cls: type[ImdsError],
+    key: TokenKey,
+    reason: str,
+    hint: str,
+    *,
+    separator: str = ": ",
+    excerpt: str = "",
+    **facts: Any,
+) -> ImdsError:
+    """Return an error whose message tells what was asked of which endpoint, what came back, and what to do next.
+
+    Args:
+        cls: Its class.
+        key: What was asked for.
+        reason: Why there is no token.
+        hint: What to do next.
+        separator: What stands before the reason.
+        excerpt: The beginning of a response that is not IMDS's.
+        **facts: Its other attributes.
+    """
+    identity = str(key.identity)
+    message = f"{request_summary(key.resource, key.url, identity)}{separator}{reason}. {hint}"
+    error = cls(message, endpoint=key.url, identity=identity, resource=key.resource, hint=hint, **facts)
+    # No arguments of the constructor: its signature is public, and these are for `azure-imds` alone.
+    error._reason, error._excerpt = reason, excerpt
     return error
 
 

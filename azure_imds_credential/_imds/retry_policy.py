@@ -13,7 +13,7 @@ from azure.core.rest import HttpRequest
 
 from .._clock import Clock
 from .._endpoint import BOOT_WINDOW, MAX_CONCURRENT, MAX_PER_WINDOW, Endpoint
-from .._errors import report, request_summary, unsent_error
+from .._errors import error_of, report, unsent_error
 from .._request import TokenRequest, TokenResult
 from ..exceptions import ImdsError, ImdsServiceError
 from .connect import address_count, connect_timeout
@@ -244,25 +244,22 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         return last_chance(delay, self._seconds_left(), clock.random)
 
     def _error(self) -> ImdsError:
-        """Return the error of the last attempt: what was asked of which endpoint, what came back, what to do next."""
+        """Return the error of the last attempt."""
         verdict, key = self.verdict, self._request.key
-        hint = hint_for(verdict, key.identity)
-        error = (verdict.error or ImdsServiceError)(
-            f"{request_summary(key.resource, key.url, str(key.identity))}: {verdict.reason}. {hint}",
+        return error_of(
+            verdict.error or ImdsServiceError,
+            key,
+            verdict.reason,
+            hint_for(verdict, key.identity),
+            excerpt=verdict.excerpt or "",
             status=verdict.status,
             error_code=verdict.code,
             error_description=verdict.description,
-            endpoint=key.url,
-            identity=str(key.identity),
-            resource=key.resource,
             attempts=self._attempts,
             elapsed=self._clock.now() - self._started,
             request_id=verdict.request_id,
             client_request_id=self._client_request_id,
-            hint=hint,
         )
-        error._reason, error._excerpt = verdict.reason, verdict.excerpt or ""
-        return error
 
     def fault(self, reason: str) -> ImdsError:
         """Return the error that tells of a user's hook or policy that failed."""
