@@ -230,11 +230,25 @@ class CredentialBase(ABC):
     def __getstate__(self) -> dict[str, Any]:
         if self._pipeline_options.get("transport") is not None:
             raise TypeError("a credential with a transport of its own cannot be pickled; make it where it is used")
-        return {name: value for name, value in vars(self).items() if name not in ("_options", "_now", "_entries")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_options", "_now", "_entries")}
+        # Only what differs from the defaults: a version that lacks an argument can open what does not use it.
+        state["_arguments"] = {
+            name: value for name, value in self._arguments.items() if name not in _DEFAULTS or value != _DEFAULTS[name]
+        }
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # a subclass may have arguments, and attributes, of its own
+        for name in sorted(self._arguments.keys() - _DEFAULTS.keys()):
+            raise TypeError(f"the credential was pickled with the argument {name!r}, which this version does not have")
+        self._arguments = _DEFAULTS | self._arguments
         self._set_up()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options})"
+
+
+# The arguments by name, `transport` excepted: no pickle has one.
+_DEFAULTS: dict[str, Any] = {
+    name: default for name, default in (CredentialBase.__init__.__kwdefaults__ or {}).items() if name != "transport"
+}

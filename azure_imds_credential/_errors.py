@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 from ._request import TokenKey
 from .exceptions import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
@@ -18,6 +19,7 @@ SHORTAGES = frozenset(
     for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "ENOSPC", "EUSERS", "EDQUOT")
     if hasattr(errno, name)
 )
+UNSENT_HINT = "Raise timeout, or ask earlier or for fewer tokens at once: this says nothing of IMDS."
 SHORTAGE_HINT = "Find out what uses them up on this machine, or raise the limit: this says nothing of IMDS."
 
 
@@ -44,17 +46,25 @@ def request_summary(resource: str | None, endpoint: str | None, identity: str | 
     return f"No token for {resource}, asked of {endpoint} as {identity}"
 
 
-def timeout_error(key: TokenKey, timeout: float, *, seen: bool) -> ImdsError:
+def timeout_error(key: TokenKey, timeout: float, *, seen: bool, unsent_because: str | None) -> ImdsError:
     """Return the error of a caller whose time ended before there was a response.
 
     Args:
         key: What was asked for.
         timeout: Seconds that the call had.
         seen: The endpoint answered as IMDS before.
+        unsent_because: Why no attempt was sent; None where one was.
     """
+    if unsent_because is not None:
+        return unsent_error(key, unsent_because, timeout)
     reason = f"No complete response within {timeout:g} s: what listens there is slow, hung or not IMDS"
     hint = "Try again later, or check what listens at this address."
     return local_error(key, reason, hint, seen=seen, elapsed=timeout)
+
+
+def unsent_error(key: TokenKey, because: str, elapsed: float) -> ImdsError:
+    """Return the error of a call whose time ended before anything was sent: nothing is known of IMDS, a chain ends."""
+    return local_error(key, f"No request could be sent in time: {because}", UNSENT_HINT, elapsed=elapsed)
 
 
 def local_error(key: TokenKey, reason: str, hint: str, *, seen: bool = True, elapsed: float = 0.0) -> ImdsError:
@@ -67,15 +77,36 @@ def local_error(key: TokenKey, reason: str, hint: str, *, seen: bool = True, ela
         seen: The endpoint answered as IMDS before, or the reason says nothing of the endpoint: a chain ends here.
         elapsed: Seconds that the call took.
     """
-    error = (ImdsServiceError if seen else ImdsUnavailableError)(
-        f"{request_summary(key.resource, key.url, str(key.identity))}. {reason}. {hint}",
-        endpoint=key.url,
-        identity=str(key.identity),
-        resource=key.resource,
-        elapsed=elapsed,
-        hint=hint,
-    )
-    error._reason = reason
+    cls = ImdsServiceError if seen else ImdsUnavailableError
+    return error_of(cls, key, reason, hint, separator=". ", elapsed=elapsed)
+
+
+def error_of(
+    cls: type[ImdsError],
+    key: TokenKey,
+    reason: str,
+    hint: str,
+    *,
+    separator: str = ": ",
+    excerpt: str = "",
+    **facts: Any,
+) -> ImdsError:
+    """Return an error whose message tells what was asked of which endpoint, what came back, and what to do next.
+
+    Args:
+        cls: Its class.
+        key: What was asked for.
+        reason: Why there is no token.
+        hint: What to do next.
+        separator: What stands before the reason.
+        excerpt: The beginning of a response that is not IMDS's.
+        **facts: Its other attributes.
+    """
+    identity = str(key.identity)
+    message = f"{request_summary(key.resource, key.url, identity)}{separator}{reason}. {hint}"
+    error = cls(message, endpoint=key.url, identity=identity, resource=key.resource, hint=hint, **facts)
+    # No arguments of the constructor: its signature is public, and these are for `azure-imds` alone.
+    error._reason, error._excerpt = reason, excerpt
     return error
 
 

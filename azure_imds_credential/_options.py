@@ -54,23 +54,30 @@ LOGGING_WAIT = 2.0  # seconds to wait for another import, which may need the loc
 IMPORT_INTERVAL = 0.5  # seconds between two tries to import where the machine lacks what that takes
 MAX_SECONDS = 30 * 86400.0  # more is a mistake, and more than locks can wait on some platforms
 
+# Why nothing was sent yet.
+LOADING = "msal and the HTTP stack were being loaded"
+SHARING = "another process of this user was asking for the same token"
 
-_ARGUMENTS = (
-    "client_id", "object_id", "resource_id", "endpoint", "timeout", "wait_for_identity", "shared_cache",
-    "require_system_assigned",
-)  # fmt: skip
-# What other libraries call by another name.
+# What other libraries call by another name, or take in another place.
 _OTHER_NAMES = {
+    "claims": "get_token takes it",
+    "enable_cae": "get_token takes it, and IMDS has no continuous access evaluation; leave it out",
+    "force_refresh": "get_token takes it",
     "identity_config": "name the identity by client_id, object_id or resource_id",
     "managed_identity_client_id": "its name is client_id",
+    "managed_identity_object_id": "its name is object_id",
     "managed_identity_resource_id": "its name is resource_id",
+    "max_retries": "its name is retry_total",
     "msi_res_id": "its name is resource_id",
     "mi_res_id": "its name is resource_id",
     "principal_id": "its name is object_id",
     "resource": "get_token takes it, as a scope",
+    "retries": "its name is retry_total",
     "scope": "get_token takes it",
     "scopes": "get_token takes them",
     "tenant_id": "a managed identity belongs to one tenant; leave it out",
+    "user_assigned_client_id": "its name is client_id",
+    "user_assigned_identity_client_id": "its name is client_id",
 }
 # Options by which a credential may reach another server than the others do.
 _CUSTOM_PIPELINE = frozenset(
@@ -178,10 +185,11 @@ class CredentialOptions:
             # Whatever fails where nothing can be imported any more.
             reason = f"The interpreter is shutting down ({type(error).__name__})"
             hint = "Get the token before: a cached one is handed out until the end."
-            raise local_error(request.key, reason, hint, seen=endpoint.seen) from None
+            raise local_error(request.key, reason, hint) from None
 
     def _fetch_shared(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
         sharing = _imported(_import_sharing, request, clock)
+        request.unsent_because = SHARING
         return sharing(self._fetch_from_imds)(request, endpoint, clock)
 
     def _fetch_from_imds(self, request: TokenRequest, endpoint: Endpoint, clock: Clock) -> TokenResult:
@@ -233,6 +241,7 @@ def _imported(load: Callable[[], T], request: TokenRequest, clock: Clock) -> T:
     # Without the lock once all is loaded: to read a shared token must not wait for another thread that loads msal.
     if load in _loaded:
         return load()
+    request.unsent_because = LOADING
     while True:
         try:
             left = request.deadline - clock.now()
@@ -362,7 +371,8 @@ def _checked_pipeline_options(given: dict[str, Any]) -> dict[str, Any]:
 def _unexpected_argument(name: str) -> str:
     from difflib import get_close_matches  # only for this message
 
-    known = (*_ARGUMENTS, *sorted(_CHECKS))
+    own = [each for each in inspect.signature(CredentialOptions).parameters if each != "pipeline_options"]
+    known = (*own, *sorted(_CHECKS))
     by_letters = {each.replace("_", ""): each for each in known}
     close = get_close_matches(name.lower().replace("_", "").replace("-", ""), by_letters, n=1, cutoff=0.75)
     if close:

@@ -101,6 +101,7 @@ class TokenRequest:
         self.attempt_errors: list[ImdsError] = []  # for callers that leave before it ends
         self.result: TokenResult | None = None  # None after the end: it was abandoned before it was sent
         self.has_begun = False  # a thread has begun to run it, or it has ended
+        self.unsent_because: str | None = "its thread had not begun"  # why no attempt was sent yet; None once one was
         self.waiting = 0  # calls that wait for it
         self.callers = 0  # calls that waited for it; those that took the cached token at once do not count
         self.log: Callable[[], None] | None = None  # writes its log records, once it has ended

@@ -1,13 +1,12 @@
 """Who a token speaks for. Read from its claims and not verified: good for explaining, never for trusting."""
 
 # Without `from __future__ import annotations`: it makes each field of a named tuple a string to be compiled.
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from azure.core.credentials import SupportsTokenInfo, TokenCredential
 
 from ._identity import MANAGEMENT_SCOPE
 from ._jwt import claims_of
-
-if TYPE_CHECKING:
-    from azure.core.credentials import SupportsTokenInfo, TokenCredential
 
 # 9999-12-31T23:59:59Z, the last second that datetime knows. Larger numbers are not seconds.
 _LAST_SECOND = 253_402_300_799
@@ -72,7 +71,7 @@ def _audience(value: object) -> str | None:
     return None
 
 
-def whoami(credential: "TokenCredential | SupportsTokenInfo", scope: str = MANAGEMENT_SCOPE) -> IdentityInfo:
+def whoami(credential: TokenCredential | SupportsTokenInfo, scope: str = MANAGEMENT_SCOPE) -> IdentityInfo:
     """Return who the tokens of any credential speak for. The claims are decoded, not verified.
 
     Args:

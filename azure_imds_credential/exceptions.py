@@ -90,7 +90,10 @@ class IdentityUnavailableError(ImdsError):
 
 
 class IdentityMismatchError(ImdsError):
-    """The response is for another identity or another resource than was asked; its token was discarded."""
+    """The response is for another identity or another resource than was asked.
+
+    What `token_provider` returns also raises it for a token that no application can trust. That one stays cached.
+    """
 
 
 class ImdsRequestError(ImdsError):
@@ -105,5 +108,5 @@ class ImdsServiceError(ImdsError):
     """IMDS gave 404, 408, 410, 5xx, a malformed response or none, after all retries.
 
     It is also raised where the reason is local: a shortage of the machine, a transport or hook that failed, the end of
-    the interpreter, a signal handler.
+    the interpreter, a signal handler, time that was up before anything could be sent.
     """

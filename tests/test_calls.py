@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,17 +96,128 @@ def test_slots_between_attempts(imds: ImdsEmulator) -> None:
         imds.clear_faults()
 
 
-def test_chain_after_a_wait_for_a_slot(flavor: Flavor) -> None:
-    """Where IMDS never answered, a caller that waited for a slot gets the error that lets a chain go on."""
-    silent = threading.Event()
-    with listening(lambda *_: silent.wait(3)) as server, ThreadPoolExecutor(6) as pool:
-        for number in range(5):
-            pool.submit(flavor.ask, server.url, scope=f"https://r{number}.example", timeout=2)  # fails, unheard
-        time.sleep(0.5)
-        with pytest.raises(ImdsUnavailableError) as caught:
+@pytest.mark.parametrize("joins", [False, True], ids=["its own request", "the request of another caller"])
+def test_chain_after_a_wait_for_a_slot(flavor: Flavor, joins: bool) -> None:
+    """A caller for whom nothing could be sent learns nothing of IMDS: it is told why, and a chain stops."""
+    end = threading.Event()
+    with listening(lambda *_: end.wait(60)) as server, ThreadPoolExecutor(6) as pool:
+        for number in range(MAX_CONCURRENT):
+            pool.submit(flavor.ask, server.url, scope=f"https://r{number}.example", timeout=60)  # fails, unheard
+        eventually(lambda: server.accepted == MAX_CONCURRENT)
+        if joins:
+            patient = flavor.ImdsCredential(endpoint=server.url, timeout=60)
+            entry = patient._options.entry((VAULT,))
+            pool.submit(lambda: flavor.run(patient.get_token(VAULT)))
+            eventually(lambda: entry.plain_request is not None)
+        with pytest.raises(ImdsServiceError, match="could be sent in time") as caught:
             flavor.ask(server.url, timeout=0.6)
-        silent.set()
-    assert (caught.value.resource, caught.value.identity) == (VAULT, "the machine's default identity")
+        if not joins:
+            assert f"at most {MAX_PER_WINDOW} a second and {MAX_CONCURRENT} at once" in str(caught.value)
+        end.set()
+    error = caught.value
+    assert (error.resource, error.identity, error.attempts) == (VAULT, "the machine's default identity", 0)
+    assert "says nothing of IMDS" in (error.hint or "")
+    assert error.elapsed > 0
+
+
+class Hold:
+    """A place at which a request stays until it may go on."""
+
+    def __init__(self) -> None:
+        self.is_reached, self.end = threading.Event(), threading.Event()
+
+    def __call__(self, given: Any = None, *_: Any) -> Any:
+        self.is_reached.set()
+        self.end.wait(60)
+        return given
+
+
+def call_held(hold: Hold, function: Callable[..., Any], *arguments: Any) -> Any:
+    hold()
+    return function(*arguments)
+
+
+class HeldPolicy(SansIOHTTPPolicy[Any, Any]):
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    def on_request(self, request: Any) -> None:
+        self._hold()
+
+
+class HeldTransport(RequestsTransport):
+    def __init__(self, hold: Hold) -> None:
+        super().__init__()
+        self._hold = hold
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        self._hold()
+        return super().send(*args, **kwargs)
+
+
+# What takes the time of a call -> arguments of the credential, whether an attempt was sent by then, what it is told.
+HELD: dict[str, tuple[Callable[[Hold], dict[str, Any]], bool, str]] = {
+    "loading": (lambda _: {}, False, "msal and the HTTP stack were being loaded"),
+    "another process": (lambda _: {"shared_cache": True}, False, "another process of this user was asking"),
+    "a policy": (lambda hold: {"per_call_policies": HeldPolicy(hold)}, False, "policies and hooks take part"),
+    "a hook": (lambda hold: {"raw_request_hook": hold}, False, "policies and hooks take part"),
+    "a transport": (lambda hold: {"transport": HeldTransport(hold)}, True, "No complete response within 0.2 s"),
+    "a later hook": (lambda hold: {"raw_response_hook": hold}, True, "No complete response within 0.2 s"),
+}
+
+
+@pytest.mark.parametrize("way", HELD)
+def test_time_that_ends_before_anything_is_sent(
+    way: str, flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call whose time is up before an attempt was sent is told what took it; only after one "no IMDS" is said."""
+    arguments, was_sent, told = HELD[way]
+    hold, load = Hold(), _options._import_client
+    if way == "loading":
+        monkeypatch.setattr(_options, "_import_client", lambda: hold(load()))
+    if way == "another process":
+        monkeypatch.setattr(_options, "_import_sharing", lambda: lambda fetch: partial(call_held, hold, fetch))
+    imds.script(faults.status(503, "no answer of IMDS", headers={"Server": None}), seconds=60)
+    credential = flavor.ImdsCredential(endpoint=imds.endpoint, timeout=60, retry_total=0, **arguments(hold))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: flavor.run(credential.get_token(VAULT)))
+        try:
+            assert hold.is_reached.wait(60)
+            credential._options.timeout = 0.2
+            with pytest.raises(ImdsUnavailableError if was_sent else ImdsServiceError, match=told) as caught:
+                flavor.run(credential.get_token(VAULT))
+        finally:
+            hold.end.set()
+    assert caught.value.attempts == 0
+    assert caught.value.elapsed == 0.2
+
+
+def test_loading_that_takes_all_the_time(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that ends because loading took its time says so, and does not blame the rate limit."""
+    clock = StillTime()
+    load = _options._import_client
+
+    def slowly() -> Any:
+        clock.skip(30)
+        return load()
+
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    monkeypatch.setattr(_options, "_import_client", slowly)
+    with pytest.raises(ImdsServiceError, match="could be sent in time: msal and the HTTP stack were being loaded"):
+        flavor.ask(imds.endpoint, timeout=30)
+    imds.assert_requests(0)
+
+
+def test_chain_while_the_interpreter_ends(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be loaded any more nothing is known of IMDS: a chain stops."""
+
+    def fail() -> Any:
+        raise ImportError("sys.meta_path is None, Python is likely shutting down")
+
+    monkeypatch.setattr(_options, "_import_client", fail)
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    with pytest.raises(ImdsServiceError, match="The interpreter is shutting down"):
+        ImdsCredential(endpoint=imds.endpoint).get_token(VAULT)
 
 
 def test_documented_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +235,7 @@ def test_documented_rate(monkeypatch: pytest.MonkeyPatch) -> None:
             credential.get_token(f"https://r{number}.example")
         before = clock.now()
         # A call whose turn would come too late fails at once.
-        with pytest.raises(ImdsServiceError, match="nothing was sent"):
+        with pytest.raises(ImdsServiceError, match="at most 20 a second and 5 at once"):
             ImdsCredential(endpoint=imds.endpoint, timeout=0.5).get_token("https://r80.example")
         assert clock.now() == before
         imds.assert_requests(80)
@@ -413,7 +525,7 @@ def test_no_slot_in_time(imds: ImdsEmulator, busy: str) -> None:
     request = TokenRequest(entry.key, now, now + 0.05)
     cache._run(entry, options, request)
     assert request.result is not None
-    assert isinstance(request.result.error, ImdsUnavailableError)
+    assert isinstance(request.result.error, ImdsServiceError)
     assert request.result.timed_out
     imds.assert_requests(0)
     limiter.reset()

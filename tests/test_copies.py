@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from azure.core.pipeline.transport import RequestsTransport
-from flavors import VAULT, Flavor
+from flavors import SYNC, VAULT, Flavor
 
 import azure_imds_credential.aio
 from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsThrottledError, ImdsUnavailableError
@@ -68,6 +69,34 @@ def test_subclass(cls: Callable[[str], Any], way: str) -> None:
     again = WAYS[way](cls("of the shop"))
     assert (type(again), again.app, again._options.timeout) == (cls, "of the shop", 7)
     assert str(again._options.identity) == "client_id of the shop"
+
+
+ARGUMENTS = inspect.signature(SYNC.ImdsCredential).parameters.keys() - {"transport", "pipeline_options"}
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_pickle_of_an_older_version(flavor: Flavor, name: str) -> None:
+    """An argument that a pickle does not know has its default."""
+    older = flavor.ImdsCredential(endpoint="http://127.0.0.1:4321", timeout=7)
+    del older._arguments[name]
+    again = pickle.loads(pickle.dumps(older))
+    assert again._arguments[name] == inspect.signature(flavor.ImdsCredential).parameters[name].default
+    assert again._options.timeout == (90 if name == "timeout" else 7)
+
+
+def test_pickle_of_a_newer_version(flavor: Flavor) -> None:
+    """An argument that this version does not have is refused by name."""
+    newer = flavor.ImdsCredential(timeout=7)
+    newer._arguments["of_the_future"] = 1
+    pickled = pickle.dumps(newer)
+    with pytest.raises(TypeError, match="pickled with the argument 'of_the_future', which this version does not have"):
+        pickle.loads(pickled)
+
+
+def test_pickle_for_another_version(flavor: Flavor) -> None:
+    """A pickle holds the arguments that were given, and none that an older version may not have."""
+    given = pickle.dumps(flavor.ImdsCredential(timeout=7))
+    assert {name for name in ARGUMENTS if name.encode() in given} == {"timeout"}
 
 
 def test_pickle_has_no_token(flavor: Flavor, imds: ImdsEmulator) -> None:

@@ -395,17 +395,29 @@ def test_a_token_after_a_wait(
     assert isinstance(decision, (Return, Fail))
 
 
-@pytest.mark.parametrize(("seen", "cls"), [(False, ImdsUnavailableError), (True, ImdsServiceError)])
-def test_a_request_without_a_result(entry: TokenEntry, seen: bool, cls: type[ImdsError]) -> None:
+@pytest.mark.parametrize(
+    ("seen", "unsent_because", "cls", "told"),
+    [
+        (False, None, ImdsUnavailableError, "within 50 s"),
+        (True, None, ImdsServiceError, "within 50 s"),
+        (False, "too many", ImdsServiceError, "No request could be sent in time: too many. Raise timeout"),
+        (True, "too many", ImdsServiceError, "No request could be sent in time: too many. Raise timeout"),
+    ],
+)
+def test_a_request_without_a_result(
+    entry: TokenEntry, seen: bool, unsent_because: str | None, cls: type[ImdsError], told: str
+) -> None:
     """After a request that overran its deadline or was never sent a call starts another; at its deadline it fails."""
     entry.endpoint._seen_by.seen = seen
-    assert _members(after_fetch(entry, _call(), _request(), 1049.0)) == _members(Pause(1049.0))
-    decision = after_fetch(entry, _call(), _request(), 1050.0)
+    request = _request()
+    request.unsent_because = unsent_because
+    assert _members(after_fetch(entry, _call(), request, 1049.0)) == _members(Pause(1049.0))
+    decision = after_fetch(entry, _call(), request, 1050.0)
     assert isinstance(decision, Fail)
     assert type(decision.error) is cls
     assert isinstance(decision.error, ImdsError)
     assert decision.error.elapsed == TIMEOUT
-    assert "within 50 s" in str(decision.error)
+    assert told in str(decision.error)
     assert decision.error.endpoint == KEY.url
 
 
@@ -423,6 +435,7 @@ def test_a_dead_token(entry: TokenEntry, generation: int, pause: float) -> None:
     """A call asks again half a second after a token that had expired on arrival, at once after a forgotten one."""
     entry.generation = generation
     request = _request()
+    request.unsent_because = None
     request.set_result(TokenResult("dead", NOW - 1.0))
     assert _members(after_fetch(entry, _call(), request, NOW)) == _members(Pause(NOW + pause))
     decision = after_fetch(entry, _call(), request, 1050.0)

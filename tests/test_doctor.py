@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from flavors import VirtualTime
+from flavors import StillTime, VirtualTime
 
+from azure_imds_credential import _options
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._cli import doctor
 from azure_imds_credential._cli.doctor import Report, examine
@@ -590,6 +591,21 @@ def test_proxy_values_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with ImdsEmulator() as imds:
         report = examined(machine, imds, monkeypatch)
     assert "password" not in report.text(Terminal())
+
+
+def test_no_time_to_ask(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where loading takes all the time the report says so, and nothing of an IMDS that was never asked."""
+    clock, load = StillTime(), _options._import_client
+
+    def slowly() -> Any:
+        clock.skip(30)
+        return load()
+
+    monkeypatch.setattr(_options, "process_cache", TokenCache(clock))
+    monkeypatch.setattr(_options, "_import_client", slowly)
+    report = examine(SCOPE, endpoint=imds.endpoint, timeout=10).text(Terminal())
+    assert "msal and the HTTP stack were being loaded" in report
+    assert "IMDS is here" not in report
 
 
 def test_report_has_no_token() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from azure.core import credentials, credentials_async
 
 import azure_imds_credential
 import azure_imds_credential.aio
-from azure_imds_credential import exceptions
+from azure_imds_credential import exceptions, testing
 
 PACKAGE = Path(azure_imds_credential.__file__).parent
 
@@ -104,6 +107,40 @@ def test_protocol_signatures(ours: Callable[..., Any], protocol: Callable[..., A
 def resolved(function: Callable[..., Any]) -> inspect.Signature:
     """Return a signature whose annotations are objects. azure-core imports some of them for type checkers only."""
     return inspect.signature(function, eval_str=True, globals={**vars(credentials), **function.__globals__})
+
+
+def public_functions() -> Iterator[Any]:
+    """Yield each public function, class and method, as a test parameter."""
+    for module in (azure_imds_credential, azure_imds_credential.aio, testing, testing.faults):
+        for name in module.__all__:
+            found = getattr(module, name)
+            if inspect.isfunction(found):
+                yield pytest.param(found, id=f"{module.__name__}.{name}")
+            if inspect.isclass(found):
+                yield pytest.param(found, id=f"{module.__name__}.{name}")
+                for method, value in inspect.getmembers(found, inspect.isfunction):
+                    if not method.startswith("_") or method in ("__init__", "__enter__", "__aenter__", "__exit__"):
+                        yield pytest.param(value, id=f"{module.__name__}.{name}.{method}")
+
+
+@pytest.mark.parametrize("function", [*public_functions()])
+def test_annotations(function: Callable[..., Any]) -> None:
+    """The annotations of everything public can be evaluated, as tools for dependency injection and validation do."""
+    typing.get_type_hints(function)
+    inspect.get_annotations(function, eval_str=True)
+
+
+def test_annotation_of_whoami() -> None:
+    """It can be evaluated in a program that has loaded the credential alone, which does not load what it names."""
+    code = (
+        "import sys, typing\n"
+        "from azure_imds_credential import ImdsCredential\n"
+        "assert 'azure_imds_credential._whoami' not in sys.modules\n"
+        "found = typing.get_type_hints(ImdsCredential.whoami)['return']\n"
+        "from azure_imds_credential import IdentityInfo\n"
+        "assert found is IdentityInfo\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 @pytest.mark.parametrize("method", ["get_token", "get_token_info", "token_provider", "whoami", "close"])

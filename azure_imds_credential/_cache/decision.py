@@ -223,11 +223,11 @@ def _failure(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: flo
     """Return the error of a request that brought this call no token, and when to ask again; infinite for never."""
     result, errors = request.result, tuple(request.attempt_errors)
     if result is None:  # it overran its deadline, or was abandoned before it was sent
-        return errors[-1] if errors else _timeout(entry, call), now
+        return errors[-1] if errors else _timeout(entry, call, request), now
     if result.error is None:
         if request.generation != entry.generation:
-            return _timeout(entry, call), now  # its token was forgotten: ask for another
-        return _timeout(entry, call), now + DEAD_TOKEN_PAUSE
+            return _timeout(entry, call, request), now  # its token was forgotten: ask for another
+        return _timeout(entry, call, request), now + DEAD_TOKEN_PAUSE
     if _may_still_come(result.error, call, now):
         return result.error, now + _identity_pause(entry, call, now)
     if result.timed_out and call.deadline > request.deadline + MIN_EXTRA_TIME:
@@ -235,8 +235,8 @@ def _failure(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: flo
     return result.error, math.inf
 
 
-def _timeout(entry: TokenEntry, call: TokenCall) -> BaseException:
-    return timeout_error(entry.key, call.timeout, seen=entry.endpoint.seen)
+def _timeout(entry: TokenEntry, call: TokenCall, request: TokenRequest) -> BaseException:
+    return timeout_error(entry.key, call.timeout, seen=entry.endpoint.seen, unsent_because=request.unsent_because)
 
 
 def _may_still_come(error: BaseException, call: TokenCall, now: float) -> bool:

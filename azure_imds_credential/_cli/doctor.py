@@ -113,7 +113,7 @@ def examine(
         error = raised
     findings += [_reachable(answers, error, around), *_way(answers), *_clock(answers), *_calm(answers, error)]
     if error is not None and not isinstance(error, e.ImdsUnavailableError):
-        findings.append(_unusable(error))
+        findings.append(_unusable(error, heard=bool(answers.statuses)))
     if identity is not None:
         named = any(asked.get(name) for name in ("client_id", "object_id", "resource_id"))
         findings += [*_usable(identity, named=named), _cost(answers), _age(identity, around.wall_clock())]
@@ -252,13 +252,13 @@ def _calm(answers: _Answers, error: e.ImdsError | None) -> Iterator[Finding]:
         )
 
 
-def _unusable(error: e.ImdsError) -> Finding:
+def _unusable(error: e.ImdsError, *, heard: bool) -> Finding:
     meaning = {
         e.IdentityUnavailableError: "IMDS has no identity for this request",
         e.IdentityMismatchError: "IMDS answered for another identity or resource",
         e.ImdsRequestError: "IMDS or Entra refused the request itself",
         e.ImdsThrottledError: "IMDS gets too many requests",
-        e.ImdsServiceError: "IMDS is here, but fails",
+        e.ImdsServiceError: "IMDS is here, but fails" if heard else "There is no token",
     }[type(error)]
     several = isinstance(error, e.IdentityUnavailableError) and several_identities(error.error_description or "")
     return Finding(

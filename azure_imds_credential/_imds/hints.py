@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from .._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW
 from .._errors import SHORTAGE_HINT
 from .._identity import Identity
 from ..exceptions import (
@@ -28,8 +29,8 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
         return _refused(verdict)
     if verdict.error is ImdsThrottledError:
         return (
-            "A VM may ask IMDS 20 times a second and 5 at once. Find out who else asks; share one token between the "
-            "processes with shared_cache=True."
+            f"A VM may ask IMDS {MAX_PER_WINDOW} times a second and {MAX_CONCURRENT} at once. Find out who else asks; "
+            "share one token between the processes with shared_cache=True."
         )
     if verdict.is_fault:
         return "Fix the transport, hook or policy that was given to the credential: this is no answer of IMDS."

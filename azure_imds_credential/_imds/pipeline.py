@@ -102,6 +102,7 @@ class ImdsPipeline:
         options: The credential's pipeline options.
         seconds_left: Returns the seconds until the request's deadline.
         read: Reads a response of the transport.
+        note_sent: Is called before each attempt of the transport to send.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class ImdsPipeline:
         options: Mapping[str, Any],
         seconds_left: SecondsLeft,
         read: Read,
+        note_sent: Callable[[], None],
     ) -> None:
         self._session: requests.Session | None = None  # our own; a user's transport is neither opened nor closed
         self.per_request: dict[str, Any] = {}  # policies take some out, so each attempt is given them
@@ -124,7 +126,7 @@ class ImdsPipeline:
             self.per_request |= _without_environment(endpoint)
         if isinstance(transport, RequestsTransport) and type(transport).send is RequestsTransport.send:
             self.per_request["stream"] = True  # a `send` of the user's may read the response itself
-        self.transport = ReadingTransport(transport, read)
+        self.transport = ReadingTransport(transport, read, note_sent)
         self._pipeline: Pipeline[Any, Any] = Pipeline(self.transport, _policies(retry_policy, options))
 
     def run(self, request: Any) -> Any:
@@ -276,10 +278,11 @@ class ReadingTransport(HttpTransport[Any, Any]):
     Args:
         transport: The transport, ours or the user's. It is neither opened nor closed, and its bugs are told as such.
         read: Reads a response.
+        note_sent: Is called before each attempt of the transport to send.
     """
 
-    def __init__(self, transport: Any, read: Read) -> None:
-        self._transport, self._read = transport, read
+    def __init__(self, transport: Any, read: Read, note_sent: Callable[[], None]) -> None:
+        self._transport, self._read, self._note_sent = transport, read, note_sent
         self.forget()
 
     def forget(self) -> None:
@@ -296,6 +299,7 @@ class ReadingTransport(HttpTransport[Any, Any]):
 
     def send(self, request: Any, **kwargs: Any) -> Any:
         self.forget()
+        self._note_sent()
         try:
             self.response = self._send(request, **kwargs)
         except TRANSPORT_ERRORS as error:

@@ -12,10 +12,10 @@ from azure.core.pipeline.policies import HTTPPolicy
 from azure.core.rest import HttpRequest
 
 from .._clock import Clock
-from .._endpoint import BOOT_WINDOW, Endpoint
-from .._errors import report, request_summary
+from .._endpoint import BOOT_WINDOW, MAX_CONCURRENT, MAX_PER_WINDOW, Endpoint
+from .._errors import error_of, report, unsent_error
 from .._request import TokenRequest, TokenResult
-from ..exceptions import ImdsError, ImdsServiceError, ImdsUnavailableError
+from ..exceptions import ImdsError, ImdsServiceError
 from .connect import address_count, connect_timeout
 from .hints import hint_for
 from .machine import has_proxy_agent
@@ -29,6 +29,10 @@ DEADLINE_MARGIN = 0.05  # seconds before the deadline in which a failed attempt 
 # https://github.com/Azure/azure-rest-api-specs specification/imds/data-plane, 2023-07-01: "must be 'true'".
 BYPASS_CACHE = "&bypass_cache=true"
 CLIENT_REQUEST_ID = "x-ms-client-request-id"
+
+# Why nothing was sent yet.
+RATE_LIMITED = f"this process sends at most {MAX_PER_WINDOW} a second and {MAX_CONCURRENT} at once"
+BEING_BUILT = "it was still being built, which the credential's policies and hooks take part in"
 
 # Whether the response names the identity that was selected.
 _MATCH = {True: "confirmed", False: "unconfirmed", None: "not selected"}
@@ -56,21 +60,25 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self._timed_out = self._has_seen = False
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
-        self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left, self._read)
+        self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left, self._read, self._note_sent)
         self._answer: Any = None  # the response of the last attempt
-        self.verdict = Verdict(
-            ImdsServiceError if endpoint.seen else ImdsUnavailableError, "nothing was sent", has_listener=False
-        )
+        self.verdict = Verdict(ImdsServiceError, "nothing was sent", has_listener=False)
 
     def acquire_slot(self, error: ImdsError | None = None) -> None:
         """Wait until the rate limit permits an attempt.
 
         Raises:
-            ImdsError: Not before the deadline: the given error, or that of the verdict so far.
+            ImdsError: Not before the deadline: the given error, or that nothing could be sent.
         """
-        if not self._endpoint.limiter.acquire(self._request, self._clock):
+        request = self._request
+        if request.unsent_because is not None and self._seconds_left() > 0:  # else something before took the time
+            request.unsent_because = RATE_LIMITED
+        if not self._endpoint.limiter.acquire(request, self._clock):
             self._timed_out = True
-            raise error or self._error()
+            because = request.unsent_because or RATE_LIMITED
+            raise error or unsent_error(request.key, because, self._clock.now() - request.started)
+        if request.unsent_because is not None:
+            request.unsent_because = BEING_BUILT
 
     def run(self, request: HttpRequest) -> Verdict:
         """Send a request through the pipeline of this policy; return what the response with the token means.
@@ -101,7 +109,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
                 http_request.url = http_request.url.removesuffix(BYPASS_CACHE)
                 # The 400 was for the parameter, so it says nothing of the identity.
                 self.verdict = Verdict(ImdsServiceError, "400 for bypass_cache, and no time was left to ask without it")
-                self.acquire_slot()
+                self.acquire_slot(self._error())
                 continue
             delay = self._next_delay()
             error = self._error()
@@ -116,6 +124,9 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             _log_retry(delay, verdict.reason)
             self._clock.sleep(delay)
             self.acquire_slot(error)
+
+    def _note_sent(self) -> None:
+        self._request.unsent_because = None
 
     def _attempt(self, request: Any) -> Any:
         """Send once, with the slot taken, and judge what came back."""
@@ -233,25 +244,22 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         return last_chance(delay, self._seconds_left(), clock.random)
 
     def _error(self) -> ImdsError:
-        """Return the error of the last attempt: what was asked of which endpoint, what came back, what to do next."""
+        """Return the error of the last attempt."""
         verdict, key = self.verdict, self._request.key
-        hint = hint_for(verdict, key.identity)
-        error = (verdict.error or ImdsServiceError)(
-            f"{request_summary(key.resource, key.url, str(key.identity))}: {verdict.reason}. {hint}",
+        return error_of(
+            verdict.error or ImdsServiceError,
+            key,
+            verdict.reason,
+            hint_for(verdict, key.identity),
+            excerpt=verdict.excerpt or "",
             status=verdict.status,
             error_code=verdict.code,
             error_description=verdict.description,
-            endpoint=key.url,
-            identity=str(key.identity),
-            resource=key.resource,
             attempts=self._attempts,
             elapsed=self._clock.now() - self._started,
             request_id=verdict.request_id,
             client_request_id=self._client_request_id,
-            hint=hint,
         )
-        error._reason, error._excerpt = verdict.reason, verdict.excerpt or ""
-        return error
 
     def fault(self, reason: str) -> ImdsError:
         """Return the error that tells of a user's hook or policy that failed."""

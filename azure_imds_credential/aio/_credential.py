@@ -2,20 +2,17 @@
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
+from typing_extensions import Self
 
 from .._base import CredentialBase
 from .._cache.token_entry import CachedToken
 from .._calling_thread import runs_event_loop
 from .._identity import MANAGEMENT_SCOPE
 from .._options import has_claims
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from .._whoami import IdentityInfo
+from .._whoami import IdentityInfo, identity_info  # which `aio.whoami` needs too
 
 
 class ImdsCredential(CredentialBase):
@@ -57,7 +54,7 @@ class ImdsCredential(CredentialBase):
         return filling.cached
 
     def token_provider(self, *scopes: str) -> Callable[[], Awaitable[str]]:
-        from .._federation import checked_assertion  # here, as below: most programs never need it
+        from .._federation import checked_assertion  # here: most programs never need it
 
         key = self._options.entry(scopes).key
 
@@ -66,15 +63,13 @@ class ImdsCredential(CredentialBase):
 
         return token
 
-    async def whoami(self, scope: str = MANAGEMENT_SCOPE) -> "IdentityInfo":
-        from .._whoami import identity_info
-
+    async def whoami(self, scope: str = MANAGEMENT_SCOPE) -> IdentityInfo:
         return identity_info((await self.get_token(scope)).token)
 
     async def close(self) -> None:
         pass
 
-    async def __aenter__(self) -> "Self":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

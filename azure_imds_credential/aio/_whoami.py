@@ -1,14 +1,9 @@
 """Who the tokens of an async credential speak for."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from azure.core.credentials_async import AsyncSupportsTokenInfo, AsyncTokenCredential
 
 from .._identity import MANAGEMENT_SCOPE
 from .._whoami import IdentityInfo, identity_info, method_of
-
-if TYPE_CHECKING:
-    from azure.core.credentials_async import AsyncSupportsTokenInfo, AsyncTokenCredential
 
 
 async def whoami(

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from ._emulator.emulator import ImdsEmulator
 from ._emulator.identities import TENANT_ID
 from ._emulator.tokens import EXCHANGE_ISSUER, EXCHANGE_RESOURCE, ISSUER, LIFETIME, jwks, sign
-from ._vault.tls_proxy import Answer, HostDouble
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ._emulator.emulator import ImdsEmulator
-    from ._vault.tls_proxy import Request
+from ._vault.tls_proxy import Answer, HostDouble, Request
 
 HOST = "login.microsoftonline.com"
 _TENANT_URL = f"https://{HOST}/{TENANT_ID}"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ._azure_cli.emulator import AzureCliEmulator
 from ._emulator.emulator import ImdsEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from ._emulator.identities import Identity
-    from ._emulator.journal import Request
-    from ._emulator.profiles import ProfileName
-
+from ._emulator.identities import Identity
+from ._emulator.journal import Request
+from ._emulator.profiles import ProfileName
 
 KEPT = 1000  # requests and tokens: such an emulator may run for weeks
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 import gzip as _gzip
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._http import checks
 from ._http.connection import End, Step, Steps
 from ._http.messages import TEXT, THROTTLED, Reply, compact
-
-if TYPE_CHECKING:
-    import threading
 
 __all__ = [
     "ENDLESS",

@@ -15,26 +15,22 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..._endpoint import TOKEN_PATH
 from .._emulator.journal import Journal, Request
 from .._emulator.profiles import PROFILES
 from .._emulator.token_endpoint import WRONG_METHOD, WRONG_PATH, header_fault, query_fault
-from .._http.messages import THROTTLED, Answer, identity_error
+from .._http.connection import Steps
+from .._http.messages import THROTTLED, Answer, Received, Reply, identity_error
 from .._http.server import Server, address
 from .local_users import socket_owner
 from .login import in_imds_form, token_of_the_cli
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from .._http.connection import Steps
-    from .._http.messages import Received, Reply
 
 # The name under which Docker Desktop's containers reach this machine. `internal` is a reserved domain.
 DOCKER_NAME = "host.docker.internal"

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Any
 
 from ..._endpoint import TOKEN_PATH
 from .._http import checks
 from .._http.server import Server, address
+from ..faults import Fault
 from ..faults import wireserver as wireserver_fault
 from . import openid
-from .identities import TENANT_ID, checked
-from .journal import Journal
-from .profiles import PROFILES
+from .identities import TENANT_ID, Identity, checked
+from .journal import Journal, Request
+from .profiles import PROFILES, ProfileName
 from .rate_limits import Limits
 from .service import Imds
 from .token_endpoint import Machine
 from .tokens import ISSUER, LIFETIME, TokenService
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-    from types import TracebackType
-    from typing import Any
-
-    from ..faults import Fault
-    from .identities import Identity
-    from .journal import Request
-    from .profiles import ProfileName
 
 
 class ImdsEmulator:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, unquote
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import re
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec
 
 import vcr  # type: ignore[import-untyped] # vcrpy ships no types
 from vcr.cassette import Cassette  # type: ignore[import-untyped] # ditto
@@ -26,10 +28,6 @@ from .rebase import rebased
 from .scan import scan_text
 from .scrub import Scrubber, UnreadableError
 from .unrecorded import UnrecordedExchanges
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator
 
 _P = ParamSpec("_P")
 _MATCH_ON = ("method", "the request that was recorded")

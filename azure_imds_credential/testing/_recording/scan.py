@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import yaml
@@ -52,9 +53,6 @@ from .shapes import (
     known_forms,
 )
 from .structure import Place, attributes_of, events, from_base64, json_or_none, rewrite_csv
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 _CREDENTIAL_HEADERS = frozenset(
     {"api-key", "authorization", "cookie", "proxy-authorization", "set-cookie", "x-ms-authorization-auxiliary"}

@@ -5,18 +5,15 @@ from __future__ import annotations
 import ssl
 import tempfile
 import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import trustme
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from email.message import Message
-
-    from typing_extensions import Self
+from typing_extensions import Self
 
 _IDLE = 30.0  # seconds after which a silent connection is dropped, so that no thread outlives its test
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ..._jwt import claims_of
 from .._emulator.identities import TENANT_ID
 from .tls_proxy import Answer, HostDouble, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _RESOURCE = "https://vault.azure.net"
 _CHALLENGE = f'Bearer authorization="https://login.windows.net/{TENANT_ID}", resource="{_RESOURCE}"'
