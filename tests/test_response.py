@@ -246,6 +246,7 @@ ROWS = {
     "broke before a response": Row(NoResponse("the connection broke", has_listener=True), UNAVAILABLE, TRANSIENT),
     "no descriptors left": Row(NoResponse("EMFILE", is_shortage=True), TRANSIENT),
     "a fault of the transport": Row(NoResponse("TypeError", is_fault=True), FAULT),
+    "blocked": Row(NoResponse("connecting failed", is_blocked=True), UNAVAILABLE, FAULT),
 }
 
 
@@ -331,7 +332,7 @@ def test_shortage(situation: Situation) -> None:
     assert "EMFILE" in verdict.reason
 
 
-FLAGS = ("is_fault", "is_shortage", "is_large")
+FLAGS = ("is_fault", "is_shortage", "is_blocked", "is_large")
 
 
 @pytest.mark.parametrize(
@@ -339,14 +340,15 @@ FLAGS = ("is_fault", "is_shortage", "is_large")
     [
         (NoResponse("TypeError", is_fault=True), "is_fault"),
         (NoResponse("EMFILE", is_shortage=True), "is_shortage"),
+        (NoResponse("SocketBlockedError", is_blocked=True), "is_blocked"),
         (Response(200, IMDS, None, LARGE_BODY), "is_large"),
         (Response(200, IMDS, None, BROKEN_BODY), None),
         (NoResponse("refused", is_absent=True), None),
     ],
-    ids=["fault", "shortage", "large body", "broken body", "refused"],
+    ids=["fault", "shortage", "blocked", "large body", "broken body", "refused"],
 )
 def test_what_the_hint_is_chosen_by(came_back: Response | NoResponse, flag: str | None) -> None:
-    """A fault of a user's transport, a shortage of this machine and a large body are no failures of IMDS."""
+    """A user's transport, a shortage, what blocks the network and a large body are no failures of IMDS."""
     verdict = judged(came_back, situation=SEEN)
     assert [getattr(verdict, name) for name in FLAGS] == [name == flag for name in FLAGS]
 
@@ -692,7 +694,7 @@ def test_ids_of_entra() -> None:
 
 
 @pytest.mark.parametrize("situation", [UNSEEN, SEEN], ids=["unseen", "seen"])
-@pytest.mark.parametrize("members", [{}, {"is_fault": True}, {"is_shortage": True}], ids=str)
+@pytest.mark.parametrize("members", [{}, {"is_fault": True}, {"is_shortage": True}, {"is_blocked": True}], ids=str)
 def test_no_response_is_told(situation: Situation, members: dict[str, Any]) -> None:
     """The reason is told as it is, whatever it means."""
     assert judged(NoResponse("reset by peer", **members), situation=situation).reason == "reset by peer"

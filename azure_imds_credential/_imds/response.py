@@ -77,6 +77,7 @@ class NoResponse:
         is_refused: Refused or unreachable, as while a machine boots.
         is_fault: A user's transport failed in a way that is no matter of the network.
         is_shortage: This machine lacks descriptors, ports, buffers or memory: it says nothing of IMDS.
+        is_blocked: Something else in this process kept the request from the network.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class NoResponse:
         is_refused: bool = False,
         is_fault: bool = False,
         is_shortage: bool = False,
+        is_blocked: bool = False,
     ) -> None:
         self.reason, self.is_absent, self.has_listener = reason, is_absent, has_listener
-        self.is_refused, self.is_fault, self.is_shortage = is_refused, is_fault, is_shortage
+        self.is_refused, self.is_fault = is_refused, is_fault
+        self.is_shortage, self.is_blocked = is_shortage, is_blocked
 
 
 class Situation:
@@ -118,6 +121,7 @@ class Verdict(NamedTuple):
     refused_by_agent: bool = False
     is_fault: bool = False  # a transport, a hook or a policy of the user's failed
     is_shortage: bool = False  # of this machine
+    is_blocked: bool = False  # by something else in this process, such as a tool of tests
     is_large: bool = False  # a response of IMDS that is larger than any real one
     status: int | None = None
     code: str | None = None
@@ -182,6 +186,9 @@ def judge(
 def _judge_no_response(failure: NoResponse, situation: Situation) -> Verdict:
     if failure.is_fault:
         return Verdict(ImdsServiceError, failure.reason, is_fault=True)
+    if failure.is_blocked:  # it is no passing fault, and it may be over with the next test
+        error = ImdsServiceError if situation.seen else ImdsUnavailableError
+        return Verdict(error, failure.reason, has_listener=False, is_blocked=True)
     if failure.is_shortage or situation.seen:
         return Verdict(ImdsServiceError, failure.reason, Retry.TRANSIENT, is_shortage=failure.is_shortage)
     return Verdict(
