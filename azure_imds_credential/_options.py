@@ -284,6 +284,7 @@ def resource_from(scopes: tuple[str, ...]) -> str:
     scope = scopes[0]
     if not isinstance(scope, str):
         raise TypeError(f"a scope must be a string, not {type(scope).__name__}")
+    scope = str.__str__(scope)  # the text itself: a member of an Enum prints its name
     resource = scope.removesuffix("/.default")
     has_host = "://" not in resource or resource.partition("://")[2].strip("/")
     if not resource.strip("/") or not resource.isprintable() or " " in resource or not has_host:
