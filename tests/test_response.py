@@ -645,7 +645,9 @@ def test_reason_ends_after_a_word() -> None:
     assert len(excerpt("ü" * 500)) == 200
 
 
-@pytest.mark.parametrize("text", ["<script " * 100_000, "<" * 1_000_000, "</script " * 100_000, "<a" * 500_000])
+@pytest.mark.parametrize(
+    "text", ["<script " * 100_000, "<" * 1_000_000, "</script " * 100_000, "<a" * 500_000, "<id_token " * 100_000]
+)
 def test_tags_of_a_hostile_page(text: str) -> None:
     """Tags that are never closed are read in one go; a quadratic search would outlast the suite."""
     assert len(excerpt(text)) <= 200
@@ -667,6 +669,37 @@ def test_secrets(text: str) -> None:
     assert "[removed]" in shown
     assert "short" not in shown
     assert "eyJ" not in shown
+
+
+LEAKED = '{"access_token": "short", "expires_in": "3599"}'
+REMOVED = '{"access_token": "[removed]", "expires_in": "3599"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (str(json.loads(LEAKED)), "{'access_token': '[removed]', 'expires_in': '3599'}"),
+        ("{'access_token': b'short'}", "{'access_token': b'[removed]'}"),
+        ("access_token=short&token_type=bearer", "access_token=[removed]&token_type=bearer"),
+        ("access_token: short\nexpires_in: 3599", "access_token: [removed] expires_in: 3599"),
+        ("Access-Token: short, and more", "Access-Token: [removed], and more"),
+        ('{"accessToken":"short"', '{"accessToken":"[removed]"'),
+        ('{"refreshToken" : "short", "idToken": "short"}', '{"refreshToken" : "[removed]", "idToken": "[removed]"}'),
+        (json.dumps({"body": '{"access_token":"short"}'}), '{"body": "{\\"access_token\\":\\"[removed]"}"}'),
+        ("<r><access_token>short</access_token><a>more</a></r>", "more"),
+        ("<ns:accessToken type='x'>short", ""),
+        (LEAKED.encode("utf-16-le").decode("utf-8", "replace"), REMOVED),
+        (LEAKED.encode("utf-32-le").decode("utf-8", "replace"), REMOVED),
+        (LEAKED.encode("utf-16").decode("utf-8", "replace"), f"\ufffd\ufffd{REMOVED}"),
+        (str(LEAKED.encode("utf-16-be")), f"b'{REMOVED}'"),  # as http.client quotes what it cannot read
+        ('{"access_token": null, "token_type": "Bearer"}', '{"access_token": null, "token_type": "Bearer"}'),
+        ("not a valid token: try again", "not a valid token: try again"),
+        ("invalidtoken=short", "invalidtoken=short"),
+    ],
+)
+def test_short_tokens(text: str, shown: str) -> None:
+    """A token that is too short to be known by its form is known by its name, in whatever shape it comes."""
+    assert excerpt(text) == shown
 
 
 @pytest.mark.parametrize("text", [ARM_ID, f"https://westus2.login.microsoft.com/error?code=500011 {GUID}", VAULT])

@@ -44,9 +44,14 @@ _RESTART_STATUSES = {408, 410, 429, 500, 502, 503, 504}
 _AGENT_REFUSALS = {403, 421}
 
 # Strings: `re` keeps what it compiled, and most processes never need these.
-_SECRETS = r'("(?:access|refresh|id)_token"\s*:\s*")[^"]*|([A-Za-z0-9_\-.+/=]{40,})'
+_NAME = r"(?i:access|refresh|(?<![a-z])id)(?i:[_-]?token)"
+# In JSON, Python, YAML or a form, also where that is quoted itself.
+_OPENING = r"\\*[\"']?\s*[:=]\s*(?!null\b|None\b)(?:b?\\*[\"'])?"
+_VALUE = r"(?:(?<=\")[^\"]*|(?<=')[^']*|[^\s\"'&,;)}\]<>]+)"
+_SECRETS = rf"({_NAME}{_OPENING}){_VALUE}|([A-Za-z0-9_\-.+/=]{{40,}})"
+_NULS = r"\0|\\x00"  # between the letters of UTF-16 and UTF-32, which are read as UTF-8
 _PIECE = r"[A-Za-z0-9_\-+=]{40}"  # in a host name, a path or an ARM ID a piece ends sooner
-_TAGS = r"(?is)<(script|style)\b.*?(?:</\1\s*>|\Z)|<[^<>]*>"  # linear in the length of the text
+_TAGS = rf"(?is)<(script|style|(?:\w+:)?{_NAME})\b.*?(?:</\1\s*>|\Z)|<[^<>]*>"  # linear in the length of the text
 _ENTRA_CODE = r"AADSTS\d+"
 
 
@@ -423,7 +428,7 @@ def excerpt(text: object) -> str:
     raw = str(text)
     if len(raw) <= GUID_LENGTH and raw.isascii() and raw.replace("-", "").isalnum():
         return raw  # each response has a client ID; to compile the patterns would take longer than to judge it
-    raw = re.sub(_TAGS, " ", raw)
+    raw = re.sub(_TAGS, " ", re.sub(_NULS, "", raw))
     code = re.search(_ENTRA_CODE, raw)
     raw = raw[code.start() :] if code else raw
     shown = "".join(c if c.isprintable() else " " for c in raw[: 10 * EXCERPT_LIMIT])
@@ -444,4 +449,4 @@ def without_secrets(text: str) -> str:
         member, run = found.groups()
         return f"{member or ''}[removed]" if run is None or re.search(_PIECE, run) else run
 
-    return re.sub(_SECRETS, replacement, text)
+    return re.sub(_SECRETS, replacement, re.sub(_NULS, "", text))
