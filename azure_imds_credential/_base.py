@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, overload
 
 from ._cache.token_entry import CachedToken, TokenEntry
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 
 MAX_ENTRIES = 1000  # per credential; a program with more resources at once looks them up in the cache now and then
+
+
+class _PipelineOptions(dict[str, Any]):
+    """Pipeline options as they were given. Copies of a credential share them: they hold the user's own objects."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.get("transport") is not None:
+            raise TypeError("a credential with a transport of its own cannot be pickled; make it where it is used")
+        return type(self), (dict(self),)
 
 
 class CredentialBase(ABC):
@@ -121,7 +134,7 @@ class CredentialBase(ABC):
             "shared_cache": shared_cache,
             "require_system_assigned": require_system_assigned,
         }
-        self._pipeline_options: dict[str, Any] = {"transport": transport, **pipeline_options}
+        self._pipeline_options = _PipelineOptions({"transport": transport, **pipeline_options})
         self._set_up()
 
     def _set_up(self) -> None:
@@ -219,26 +232,23 @@ class CredentialBase(ABC):
             self._entries = {}  # the next call for each finds it in the cache
         self._entries[scopes] = entry
 
-    def __copy__(self) -> Self:
-        twin = object.__new__(type(self))
-        twin.__setstate__(vars(self))
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
-
     def __getstate__(self) -> dict[str, Any]:
-        if self._pipeline_options.get("transport") is not None:
-            raise TypeError("a credential with a transport of its own cannot be pickled; make it where it is used")
+        """Return what copies and pickles are made of: arguments, and the attributes of a subclass."""
         state = {name: value for name, value in vars(self).items() if name not in ("_options", "_now", "_entries")}
         # Only what differs from the defaults: a version that lacks an argument can open what does not use it.
         state["_arguments"] = {
             name: value for name, value in self._arguments.items() if name not in _DEFAULTS or value != _DEFAULTS[name]
         }
+        for name, slot in _slots(type(self)).items():
+            if hasattr(self, name):
+                state[name] = slot.__get__(self)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)  # a subclass may have arguments, and attributes, of its own
+        slots = _slots(type(self))
+        vars(self).update({name: value for name, value in state.items() if name not in slots})
+        for name in slots.keys() & state.keys():
+            slots[name].__set__(self, state[name])
         for name in sorted(self._arguments.keys() - _DEFAULTS.keys()):
             raise TypeError(f"the credential was pickled with the argument {name!r}, which this version does not have")
         self._arguments = _DEFAULTS | self._arguments
@@ -252,3 +262,14 @@ class CredentialBase(ABC):
 _DEFAULTS: dict[str, Any] = {
     name: default for name, default in (CredentialBase.__init__.__kwdefaults__ or {}).items() if name != "transport"
 }
+
+
+def _slots(cls: type) -> dict[str, MemberDescriptorType]:
+    """Return what a subclass keeps in `__slots__`, by the names that the attributes have."""
+    return {
+        name: member
+        for each in cls.__mro__
+        if "__slots__" in vars(each)
+        for name, member in vars(each).items()
+        if isinstance(member, MemberDescriptorType)
+    }

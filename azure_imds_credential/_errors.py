@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from traceback import walk_tb
 from typing import Any
 
 from ._request import TokenKey
@@ -32,6 +33,8 @@ def shortage_in(error: BaseException) -> str | None:
     """Return the shortage of this machine that made an import fail; None when the error tells of none."""
     found: BaseException | None = error
     while found is not None:
+        if isinstance(found, MemoryError):
+            return in_words(found, errno.ENOMEM)
         for number in SHORTAGES:
             # The dynamic loader raises an ImportError that has the reason in its text alone.
             in_text = isinstance(found, ImportError) and os.strerror(number) in str(found)
@@ -39,6 +42,15 @@ def shortage_in(error: BaseException) -> str | None:
                 return in_words(found, number)
         found = found.__cause__ or found.__context__
     return None
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised, "" when it was not."""
+    steps = list(walk_tb(error.__traceback__))
+    if not steps:
+        return ""
+    frame, line = steps[-1]
+    return f"{frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}"
 
 
 def request_summary(resource: str | None, endpoint: str | None, identity: str | None) -> str:

@@ -52,6 +52,7 @@ def identity_from(
             continue
         if not isinstance(value, str):
             raise TypeError(f"{kind} must be a string or None, not {type(value).__name__}")
+        value = str.__str__(value)  # noqa: PLW2901 # the text itself: a member of an Enum prints its name
         if not value or value != value.strip() or not value.isprintable():
             raise ValueError(
                 f"{kind} must name an identity, got {value!r}; leave it out for the machine's default identity"

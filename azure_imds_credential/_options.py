@@ -15,7 +15,7 @@ from ._cache.token_cache import TokenCache, process_cache
 from ._calling_thread import owns_logging_lock
 from ._clock import Clock
 from ._endpoint import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, TOKEN_PATH, Endpoint
-from ._errors import SHORTAGE_HINT, copy_of, local_error, shortage_in
+from ._errors import SHORTAGE_HINT, copy_of, local_error, place_of, shortage_in
 from ._fork import ImportLockTimeoutError, importing
 from ._identity import identity_from
 from ._request import TokenKey, TokenRequest, TokenResult
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_loaded: set[Callable[[], object]] = set()  # functions whose imports are done
+# What functions imported. It is kept, because tests and pyfakefs take modules out of `sys.modules` again: to import
+# them anew would mix two copies of azure-core and requests.
+_loaded: dict[Callable[[], object], Any] = {}
 
 LOGGING_WAIT = 2.0  # seconds to wait for another import, which may need the lock of logging that this thread has
 IMPORT_INTERVAL = 0.5  # seconds between two tries to import where the machine lacks what that takes
@@ -231,28 +233,42 @@ def _import_error(request: TokenRequest) -> ImdsError:
     return local_error(request.key, reason, hint)
 
 
+def _failed_import(request: TokenRequest, error: Exception) -> ImdsError:
+    """Return the error of a request that could not load msal and the HTTP stack."""
+    missing = error.name if isinstance(error, ImportError) else None
+    told = f": {missing}" if missing else f", raised in {place_of(error)}"
+    reason = f"Nothing was sent: what asks IMDS could not be imported ({type(error).__name__}{told})"
+    hint = "Get one token before privileges or paths change, or install the package and what it needs whole."
+    return local_error(request.key, reason, hint)
+
+
 def _imported(load: Callable[[], T], request: TokenRequest, clock: Clock) -> T:
     """Return what a function imports, in the time that the request has.
 
     Raises:
-        ImdsServiceError: This machine lacks what that takes, such as descriptors.
+        ImdsServiceError: This machine lacks what that takes, such as descriptors, or a module cannot be imported.
         ImportLockTimeoutError: Another thread imports for so long.
     """
     # Without the lock once all is loaded: to read a shared token must not wait for another thread that loads msal.
     if load in _loaded:
-        return load()
+        kept: T = _loaded[load]
+        return kept
     request.unsent_because = LOADING
     while True:
         try:
             left = request.deadline - clock.now()
             with importing(min(left, LOGGING_WAIT) if owns_logging_lock() else left):
                 found = load()
-            _loaded.add(load)
+            _loaded[load] = found
             return found
-        except (OSError, ImportError) as error:
+        except ImportLockTimeoutError:
+            raise
+        except Exception as error:
+            if sys.is_finalizing():
+                raise
             shortage = shortage_in(error)
             if shortage is None:
-                raise
+                raise _failed_import(request, error) from None
             reason = f"This machine lacks what a connection needs ({shortage})"
             failure = local_error(request.key, reason, SHORTAGE_HINT)
             request.attempt_errors[:] = [failure]  # for callers whose time ends before that of the request
@@ -277,6 +293,7 @@ def resource_from(scopes: tuple[str, ...]) -> str:
     scope = scopes[0]
     if not isinstance(scope, str):
         raise TypeError(f"a scope must be a string, not {type(scope).__name__}")
+    scope = str.__str__(scope)  # the text itself: a member of an Enum prints its name
     resource = scope.removesuffix("/.default")
     has_host = "://" not in resource or resource.partition("://")[2].strip("/")
     if not resource.strip("/") or not resource.isprintable() or " " in resource or not has_host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from flavors import VAULT, Flavor
 from azure_imds_credential import ImdsCredential, ImdsServiceError
 from azure_imds_credential._options import resource_from
 from azure_imds_credential.aio import ImdsCredential as AsyncImdsCredential
-from azure_imds_credential.testing import ImdsEmulator, forget_tokens
+from azure_imds_credential.testing import ImdsEmulator, UserAssigned, forget_tokens
 
 both_classes = pytest.mark.parametrize("cls", [ImdsCredential, AsyncImdsCredential], ids=["sync", "aio"])
 GUID = "6f0d6a0e-9a0f-4a57-9c71-1f0f4d1e8c11"
@@ -52,6 +53,44 @@ async def an_async_hook(response: Any) -> None:
 def test_resource(scope: str, resource: str) -> None:
     """The resource is what stands before `/.default`."""
     assert resource_from((scope,)) == resource
+
+
+# What is sent as it was before, and what would ask for something else if it were sent as it is.
+QUERY = {
+    "https://vault.azure.net": "https://vault.azure.net",
+    f"api://{GUID}": f"api://{GUID}",
+    "https://x.example/a_(b).c-d~": "https://x.example/a_(b).c-d~",
+    "https://x.example/gr\u00f6\u00dfe": "https://x.example/gr%C3%B6%C3%9Fe",
+    "https://x.example/a&client_id=b": "https://x.example/a%26client_id%3Db",
+    "https://x.example/#a": "https://x.example/%23a",
+    "https://x.example/a+b": "https://x.example/a%2Bb",
+    "https://x.example/a%2Fb%20": "https://x.example/a%252Fb%2520",
+}
+
+
+@pytest.mark.parametrize("value", QUERY)
+def test_values_in_the_query(value: str, flavor: Flavor) -> None:
+    """A scope and an identity arrive as they were given, whatever characters they have."""
+    identity = UserAssigned("app", resource_id=value)
+    with ImdsEmulator(identities=[identity]) as imds:
+        assert flavor.ask(imds.endpoint, scope=value, resource_id=value).token == imds.tokens[0]
+        (request,) = imds.assert_requests(1, resource=value, msi_res_id=value)
+        assert f"&resource={QUERY[value]}&" in request.target
+        assert request.target.endswith(f"&msi_res_id={QUERY[value]}")
+
+
+class Names(str, Enum):
+    APP = GUID
+    SCOPE = VAULT
+
+
+def test_member_of_an_enum(flavor: Flavor) -> None:
+    """A string that prints as something else, such as a member of an Enum, stands for its value."""
+    with ImdsEmulator(identities=[UserAssigned("app", client_id=GUID)]) as imds:
+        credential = flavor.ImdsCredential(endpoint=imds.endpoint, client_id=Names.APP)
+        assert flavor.run(credential.get_token(Names.SCOPE)).token == imds.tokens[0]
+        imds.assert_requests(1, client_id=GUID, resource=VAULT)
+    assert GUID in repr(credential)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from azure.core.pipeline.policies import CustomHookPolicy
 from azure.core.pipeline.transport import RequestsTransport
 from flavors import SYNC, VAULT, Flavor
 
@@ -97,6 +98,80 @@ def test_pickle_for_another_version(flavor: Flavor) -> None:
     """A pickle holds the arguments that were given, and none that an older version may not have."""
     given = pickle.dumps(flavor.ImdsCredential(timeout=7))
     assert {name for name in ARGUMENTS if name.encode() in given} == {"timeout"}
+
+
+class SlottedSync(azure_imds_credential.ImdsCredential):
+    __slots__ = ("__own", "name", "never_set")
+
+    def __init__(self, name: str) -> None:
+        super().__init__(timeout=7)
+        self.name, self.__own = name, [name]  # private names are stored under another name
+
+    def own(self) -> list[str]:
+        return self.__own
+
+
+class SlottedAio(azure_imds_credential.aio.ImdsCredential):
+    __slots__ = ("__own", "name", "never_set")
+
+    def __init__(self, name: str) -> None:
+        super().__init__(timeout=7)
+        self.name, self.__own = name, [name]
+
+    def own(self) -> list[str]:
+        return self.__own
+
+
+@ways
+@pytest.mark.parametrize("cls", [SlottedSync, SlottedAio], ids=["sync", "aio"])
+def test_slots_of_a_subclass(cls: Callable[[str], Any], way: str) -> None:
+    """Attributes in `__slots__` are copied; those that were never set stay so."""
+    again = WAYS[way](cls("shop"))
+    assert (again.name, again.own(), again._options.timeout) == ("shop", ["shop"], 7)
+    assert not hasattr(again, "never_set")
+
+
+@pytest.mark.parametrize("cls", [SyncOfAnApp, AioOfAnApp, SlottedSync, SlottedAio])
+def test_deep_copy_of_a_subclass(cls: Callable[[Any], Any]) -> None:
+    """A deep copy has attributes of its own, cycles included; a shallow one shares them, as Python has it."""
+    original = cls("shop")
+    original.seen = [original]
+    deep, shallow = copy.deepcopy(original), copy.copy(original)
+    assert deep.seen == [deep]
+    assert shallow.seen is original.seen
+
+
+class SyncOfADict(dict[str, str], azure_imds_credential.ImdsCredential):
+    def __init__(self) -> None:
+        dict.__init__(self, team="shop")
+        azure_imds_credential.ImdsCredential.__init__(self, timeout=7)
+
+
+class AioOfADict(dict[str, str], azure_imds_credential.aio.ImdsCredential):
+    def __init__(self) -> None:
+        dict.__init__(self, team="shop")
+        azure_imds_credential.aio.ImdsCredential.__init__(self, timeout=7)
+
+
+@ways
+@pytest.mark.parametrize("cls", [SyncOfADict, AioOfADict], ids=["sync", "aio"])
+def test_subclass_that_is_a_dict_too(cls: Callable[[], Any], way: str) -> None:
+    """What another base class of Python's own holds is copied with the rest."""
+    again = WAYS[way](cls())
+    assert (dict(again), again._options.timeout) == ({"team": "shop"}, 7)
+
+
+def hook(_: Any) -> None: ...
+
+
+@ways
+def test_pipeline_options_are_shared(flavor: Flavor, way: str) -> None:
+    """Hooks and policies are the user's own objects, which a deep copy shares; so does the copy of an unpickled one."""
+    original = flavor.ImdsCredential(raw_request_hook=hook, per_call_policies=[CustomHookPolicy()])
+    again = WAYS[way](original)
+    deep = copy.deepcopy(again)
+    assert deep._options.pipeline_options["raw_request_hook"] is hook
+    assert deep._options.pipeline_options["per_call_policies"] == again._options.pipeline_options["per_call_policies"]
 
 
 def test_pickle_has_no_token(flavor: Flavor, imds: ImdsEmulator) -> None:

@@ -594,15 +594,15 @@ def test_guest_agent_after_imds(flavor: Flavor, imds: ImdsEmulator) -> None:
 SHORTAGES = ["EMFILE", "ENFILE", "ENOBUFS", "EADDRNOTAVAIL", "ENOMEM"]
 
 
-@pytest.mark.parametrize("name", SHORTAGES)
+@pytest.mark.parametrize("name", [*SHORTAGES, "MemoryError, ENOMEM"])
 def test_shortage(
     name: str, flavor: Flavor, virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shortage of this machine is asked again like a transient failure, named, and never taken for absence."""
-    number = getattr(errno, name)
+    number = getattr(errno, name.rpartition(" ")[2])
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise MemoryError if name not in SHORTAGES else OSError(number, os.strerror(number))
 
     credential = flavor.ImdsCredential(endpoint=imds.endpoint)
     with monkeypatch.context() as patch:
@@ -638,7 +638,7 @@ def _of_an_import(name: str) -> list[Exception]:
     caused = ImportError("cannot import name 'a' from 'b'")
     caused.__cause__ = plain
     loader = ImportError(f"module.so: cannot open shared object file: {os.strerror(number)}")
-    return [plain, caused, loader]
+    return [plain, caused, loader, *([MemoryError()] if name == "ENOMEM" else [])]
 
 
 @pytest.fixture
@@ -689,17 +689,31 @@ def test_shortage_at_the_first_request_that_passes(
     assert virtual_time.slept == [0.5] * 3
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("No module named 'msal'", name="msal"), "ModuleNotFoundError: msal"),
+        (ImportError("cannot import name 'a' from 'b' (unknown location)", name="b"), "ImportError: b"),
+        (PermissionError(errno.EACCES, "Permission denied", "b.py"), "PermissionError, raised in .* in load_or_fail"),
+        (AttributeError("a module that a test replaced"), "AttributeError, raised in .*"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_an_import_that_fails_otherwise(
+    error: Exception,
+    told: str,
     flavor: Flavor,
     virtual_time: VirtualTime,
     imds: ImdsEmulator,
     importing_fails: Callable[[Iterable[Exception]], None],
 ) -> None:
-    """It is no shortage, and not tried again."""
-    importing_fails([ImportError("cannot import name 'a' from 'b'")])
-    with pytest.raises(ImportError, match="cannot import name"):
+    """It is no shortage, and not tried again by this call: a chain stops, and the message names what is missing."""
+    importing_fails([error])
+    with pytest.raises(ImdsServiceError, match=rf"could not be imported \({told}\)") as caught:
         flavor.ask(imds.endpoint)
+    assert "before privileges or paths change" in (caught.value.hint or "")
     assert not virtual_time.slept
+    assert flavor.ask(imds.endpoint).token in imds.tokens
 
 
 # A process without descriptors that has not imported msal so far. It gets them back after a few tries.

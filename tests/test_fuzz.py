@@ -94,6 +94,7 @@ failures = st.builds(
     is_refused=FLAGS,
     is_fault=FLAGS,
     is_shortage=FLAGS,
+    is_blocked=FLAGS,
 )
 situations = st.builds(Situation, seen=FLAGS, is_booting=FLAGS, has_proxy_agent=FLAGS)
 identities = st.sampled_from(

@@ -157,7 +157,7 @@ def test_a_call_under_a_lock_of_logging_while_msal_is_imported(
     flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that imports may wait for the lock of logging, so the call ends with its time."""
-    monkeypatch.setattr(_options, "_loaded", set())
+    monkeypatch.setattr(_options, "_loaded", {})
     with _import_elsewhere():
         with logging._lock, pytest.raises(ImdsServiceError, match="another thread imports") as caught:
             flavor.ask(imds.endpoint, timeout=0.1)

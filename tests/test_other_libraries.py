@@ -87,3 +87,42 @@ def test_cache_under_requests_stores_no_token(imds: ImdsEmulator, when: str, tra
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.strip() == "both", done.stderr
     imds.assert_requests(2)
+
+
+# Tools for tracing and for tests put a function in place of the class.
+NO_CLASS = """
+import requests, requests.sessions
+genuine = requests.Session
+requests.Session = requests.sessions.Session = lambda: genuine()
+from azure_imds_credential import ImdsCredential
+print(ImdsCredential(endpoint={endpoint!r}).get_token("https://vault.azure.net").token)
+"""
+
+
+def test_function_in_place_of_the_session(imds: ImdsEmulator) -> None:
+    """A function in place of requests' Session changes nothing: the genuine class is found without it."""
+    code = NO_CLASS.format(endpoint=imds.endpoint)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() in imds.tokens, done.stderr
+
+
+# pyfakefs does the same: what is imported meanwhile is gone afterwards.
+FORGOTTEN = """
+import sys
+from unittest import mock
+{before}
+from azure_imds_credential import ImdsCredential
+with mock.patch.dict(sys.modules, other=mock.MagicMock()):
+    print(ImdsCredential(endpoint={endpoint!r}).get_token("https://vault.azure.net").token)
+for name in "abc":
+    print(ImdsCredential(endpoint={endpoint!r}).get_token(f"https://{{name}}.example").token)
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import azure.keyvault.secrets", "import requests"])
+def test_first_request_while_modules_are_patched(imds: ImdsEmulator, before: str) -> None:
+    """What the first request imported serves the process, also where a test takes it out of `sys.modules`."""
+    code = FORGOTTEN.format(endpoint=imds.endpoint, before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == imds.tokens, done.stderr
+    imds.assert_requests(4)

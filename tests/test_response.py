@@ -246,6 +246,7 @@ ROWS = {
     "broke before a response": Row(NoResponse("the connection broke", has_listener=True), UNAVAILABLE, TRANSIENT),
     "no descriptors left": Row(NoResponse("EMFILE", is_shortage=True), TRANSIENT),
     "a fault of the transport": Row(NoResponse("TypeError", is_fault=True), FAULT),
+    "blocked": Row(NoResponse("connecting failed", is_blocked=True), UNAVAILABLE, FAULT),
 }
 
 
@@ -331,7 +332,7 @@ def test_shortage(situation: Situation) -> None:
     assert "EMFILE" in verdict.reason
 
 
-FLAGS = ("is_fault", "is_shortage", "is_large")
+FLAGS = ("is_fault", "is_shortage", "is_blocked", "is_large")
 
 
 @pytest.mark.parametrize(
@@ -339,14 +340,15 @@ FLAGS = ("is_fault", "is_shortage", "is_large")
     [
         (NoResponse("TypeError", is_fault=True), "is_fault"),
         (NoResponse("EMFILE", is_shortage=True), "is_shortage"),
+        (NoResponse("SocketBlockedError", is_blocked=True), "is_blocked"),
         (Response(200, IMDS, None, LARGE_BODY), "is_large"),
         (Response(200, IMDS, None, BROKEN_BODY), None),
         (NoResponse("refused", is_absent=True), None),
     ],
-    ids=["fault", "shortage", "large body", "broken body", "refused"],
+    ids=["fault", "shortage", "blocked", "large body", "broken body", "refused"],
 )
 def test_what_the_hint_is_chosen_by(came_back: Response | NoResponse, flag: str | None) -> None:
-    """A fault of a user's transport, a shortage of this machine and a large body are no failures of IMDS."""
+    """A user's transport, a shortage, what blocks the network and a large body are no failures of IMDS."""
     verdict = judged(came_back, situation=SEEN)
     assert [getattr(verdict, name) for name in FLAGS] == [name == flag for name in FLAGS]
 
@@ -643,7 +645,9 @@ def test_reason_ends_after_a_word() -> None:
     assert len(excerpt("ü" * 500)) == 200
 
 
-@pytest.mark.parametrize("text", ["<script " * 100_000, "<" * 1_000_000, "</script " * 100_000, "<a" * 500_000])
+@pytest.mark.parametrize(
+    "text", ["<script " * 100_000, "<" * 1_000_000, "</script " * 100_000, "<a" * 500_000, "<id_token " * 100_000]
+)
 def test_tags_of_a_hostile_page(text: str) -> None:
     """Tags that are never closed are read in one go; a quadratic search would outlast the suite."""
     assert len(excerpt(text)) <= 200
@@ -665,6 +669,37 @@ def test_secrets(text: str) -> None:
     assert "[removed]" in shown
     assert "short" not in shown
     assert "eyJ" not in shown
+
+
+LEAKED = '{"access_token": "short", "expires_in": "3599"}'
+REMOVED = '{"access_token": "[removed]", "expires_in": "3599"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (str(json.loads(LEAKED)), "{'access_token': '[removed]', 'expires_in': '3599'}"),
+        ("{'access_token': b'short'}", "{'access_token': b'[removed]'}"),
+        ("access_token=short&token_type=bearer", "access_token=[removed]&token_type=bearer"),
+        ("access_token: short\nexpires_in: 3599", "access_token: [removed] expires_in: 3599"),
+        ("Access-Token: short, and more", "Access-Token: [removed], and more"),
+        ('{"accessToken":"short"', '{"accessToken":"[removed]"'),
+        ('{"refreshToken" : "short", "idToken": "short"}', '{"refreshToken" : "[removed]", "idToken": "[removed]"}'),
+        (json.dumps({"body": '{"access_token":"short"}'}), '{"body": "{\\"access_token\\":\\"[removed]"}"}'),
+        ("<r><access_token>short</access_token><a>more</a></r>", "more"),
+        ("<ns:accessToken type='x'>short", ""),
+        (LEAKED.encode("utf-16-le").decode("utf-8", "replace"), REMOVED),
+        (LEAKED.encode("utf-32-le").decode("utf-8", "replace"), REMOVED),
+        (LEAKED.encode("utf-16").decode("utf-8", "replace"), f"\ufffd\ufffd{REMOVED}"),
+        (str(LEAKED.encode("utf-16-be")), f"b'{REMOVED}'"),  # as http.client quotes what it cannot read
+        ('{"access_token": null, "token_type": "Bearer"}', '{"access_token": null, "token_type": "Bearer"}'),
+        ("not a valid token: try again", "not a valid token: try again"),
+        ("invalidtoken=short", "invalidtoken=short"),
+    ],
+)
+def test_short_tokens(text: str, shown: str) -> None:
+    """A token that is too short to be known by its form is known by its name, in whatever shape it comes."""
+    assert excerpt(text) == shown
 
 
 @pytest.mark.parametrize("text", [ARM_ID, f"https://westus2.login.microsoft.com/error?code=500011 {GUID}", VAULT])
@@ -692,7 +727,7 @@ def test_ids_of_entra() -> None:
 
 
 @pytest.mark.parametrize("situation", [UNSEEN, SEEN], ids=["unseen", "seen"])
-@pytest.mark.parametrize("members", [{}, {"is_fault": True}, {"is_shortage": True}], ids=str)
+@pytest.mark.parametrize("members", [{}, {"is_fault": True}, {"is_shortage": True}, {"is_blocked": True}], ids=str)
 def test_no_response_is_told(situation: Situation, members: dict[str, Any]) -> None:
     """The reason is told as it is, whatever it means."""
     assert judged(NoResponse("reset by peer", **members), situation=situation).reason == "reset by peer"

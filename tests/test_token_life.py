@@ -103,7 +103,7 @@ def test_same_token_again(flavor: Flavor, virtual_time: VirtualTime, imds: ImdsE
         before = len(imds.requests)
         assert _token(flavor, credential) == first
         imds.wait_for_requests(before + 1)
-        eventually(lambda: credential._entries[(VAULT,)].plain is None)
+        eventually(lambda: credential._entries[(VAULT,)].plain_request is None)
         asked.append(left)
     assert 7 <= len(asked) <= 12, asked  # 24 h halved until some minutes are left; one day would be 2,880 times 30 s
     ratios = [later / earlier for earlier, later in pairwise(asked)]
@@ -127,7 +127,9 @@ def test_failed_refresh(
         caplog.clear()
         virtual_time.skip(pause - 5)
         assert _token(flavor, credential) == first
-        eventually(lambda: credential._entries[(VAULT,)].plain is None)  # what set out all the same has asked by then
+        eventually(
+            lambda: credential._entries[(VAULT,)].plain_request is None
+        )  # what set out all the same has asked by then
         assert len(imds.requests) == 2 + number, "it asked again too early"
         virtual_time.skip(6)
     eventually(lambda: _token(flavor, credential) != first)
@@ -201,7 +203,7 @@ def test_wall_clock_set(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.
     after = flavor.run(credential.get_token(VAULT))
     assert after.expires_on <= max(before.expires_on, clock.wall() + 24 * HOUR)
     imds.wait_for_requests(2)
-    eventually(lambda: credential._entries[(VAULT,)].plain is None)
+    eventually(lambda: credential._entries[(VAULT,)].plain_request is None)
     assert flavor.run(credential.get_token(VAULT)).expires_on == pytest.approx(clock.wall() + 24 * HOUR, abs=61)
     imds.assert_requests(2)
 

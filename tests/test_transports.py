@@ -227,6 +227,9 @@ def test_empty_mock_is_told(mock: type[Mock], flavor: Flavor) -> None:
         flavor.ask("http://127.0.0.1:9", transport=mock(), retry_total=0, timeout=30)
 
 
+class CannotAnswerThisRequestFromTheRecordingError(Exception): ...
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -235,6 +238,7 @@ def test_empty_mock_is_told(mock: type[Mock], flavor: Flavor) -> None:
         TypeError("two arguments"),
         ValueError("value"),
         RuntimeError("x"),
+        CannotAnswerThisRequestFromTheRecordingError("no such request"),  # longer than what is taken for a token
     ],
     ids=lambda error: type(error).__name__,
 )

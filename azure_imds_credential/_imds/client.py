@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import msal
 from azure.core.rest import HttpRequest
@@ -100,7 +101,8 @@ class _HttpClient:
         request = HttpRequest(
             "GET",
             f"{self._request.key.url}{TOKEN_PATH}",
-            params=params,
+            # azure-core sends values as they are: `&`, `#`, `+` and `%` would ask for something else.
+            params={name: quote(value, safe=":/()") for name, value in params.items()},
             headers={
                 **headers,
                 # msal sends one since 1.34; IMDS wants the name with x-ms- in front.

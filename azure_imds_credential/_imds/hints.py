@@ -34,6 +34,12 @@ def hint_for(verdict: Verdict, identity: Identity, environ: Mapping[str, str] | 
         )
     if verdict.is_fault:
         return "Fix the transport, hook or policy that was given to the credential: this is no answer of IMDS."
+    if verdict.is_blocked:
+        return (
+            "Something in this process kept it from the network, as pytest-socket, vcrpy, requests_mock or an audit "
+            "hook does: let it pass, or use azure_imds_credential.testing.ImdsEmulator. The log says at DEBUG what "
+            "raised it."
+        )
     if verdict.is_shortage:
         return SHORTAGE_HINT
     if verdict.is_large and verdict.error is ImdsServiceError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import platform
 import re
 import socket
@@ -43,7 +44,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import HTTPResponse
 from urllib3.util.retry import Retry as UrllibRetry
 
-from .._errors import SHORTAGES, in_words
+from .._errors import SHORTAGES, in_words, place_of, report
 from .._version import __version__
 from .log_redaction import install_redaction
 from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, Response, excerpt
@@ -88,9 +89,18 @@ _UNKNOWN_ARGUMENT = r"unexpected keyword argument '(\w+)'"  # what Python says o
 SecondsLeft = Callable[[], float]
 Read = Callable[[Any], Response | NoResponse]
 
+_logger = logging.getLogger("azure_imds_credential")
+
 
 class TransportFaultError(AzureError):
-    """A transport raised what is no transport error."""
+    """A user's transport raised what is no transport error."""
+
+
+class BlockedError(ServiceRequestError):
+    """Our own transport raised what is no transport error.
+
+    Tools that block or replace the network of tests do that, and audit hooks.
+    """
 
 
 class ImdsPipeline:
@@ -126,7 +136,7 @@ class ImdsPipeline:
             self.per_request |= _without_environment(endpoint)
         if isinstance(transport, RequestsTransport) and type(transport).send is RequestsTransport.send:
             self.per_request["stream"] = True  # a `send` of the user's may read the response itself
-        self.transport = ReadingTransport(transport, read, note_sent)
+        self.transport = ReadingTransport(transport, read, note_sent, is_own=self._session is not None)
         self._pipeline: Pipeline[Any, Any] = Pipeline(self.transport, _policies(retry_policy, options))
 
     def run(self, request: Any) -> Any:
@@ -233,9 +243,10 @@ def _session(seconds_left: SecondsLeft) -> requests.Session:
 
 
 def _genuine_session_class() -> type[requests.Session]:
-    """Return requests' own class, also where a caching library has put a subclass in its place."""
-    for cls in requests.Session.__mro__:
-        if cls.__module__ == "requests.sessions":
+    """Return requests' own class, also where another library has put a subclass or a function in its place."""
+    named = (requests.Session, *requests.sessions.SessionRedirectMixin.__subclasses__())
+    for cls in (cls for each in named if isinstance(each, type) for cls in each.__mro__):
+        if (cls.__module__, cls.__name__) == ("requests.sessions", "Session"):
             return cls
     return requests.Session
 
@@ -279,10 +290,11 @@ class ReadingTransport(HttpTransport[Any, Any]):
         transport: The transport, ours or the user's. It is neither opened nor closed, and its bugs are told as such.
         read: Reads a response.
         note_sent: Is called before each attempt of the transport to send.
+        is_own: The transport is ours, so that what it raises is no bug of the user's.
     """
 
-    def __init__(self, transport: Any, read: Read, note_sent: Callable[[], None]) -> None:
-        self._transport, self._read, self._note_sent = transport, read, note_sent
+    def __init__(self, transport: Any, read: Read, note_sent: Callable[[], None], *, is_own: bool) -> None:
+        self._transport, self._read, self._note_sent, self._is_own = transport, read, note_sent, is_own
         self.forget()
 
     def forget(self) -> None:
@@ -319,9 +331,18 @@ class ReadingTransport(HttpTransport[Any, Any]):
                 # azure-core-experimental's transport hands what it does not know, such as `read_timeout`, to httpx.
                 unknown = re.search(_UNKNOWN_ARGUMENT, str(error)) if isinstance(error, TypeError) else None
                 if unknown is None or kwargs.pop(unknown[1], None) is None:
-                    raise TransportFaultError(
-                        f"the transport {type(self._transport).__name__} raised {type(error).__name__}: {error}"
-                    ) from error
+                    raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> AzureError:
+        """Return how what is no transport error is told. Names of classes may be longer than an excerpt has them."""
+        name = type(error).__name__
+        # What no header can hold is in the request, by a hook or the variable AZURE_HTTP_USER_AGENT.
+        if not self._is_own or isinstance(error, UnicodeEncodeError):
+            return TransportFaultError(
+                f"the transport {type(self._transport).__name__} raised {name}: {excerpt(error)}"
+            )
+        _log_place(error)  # it may be a bug of ours
+        return BlockedError(f"connecting failed ({name})")
 
     def open(self) -> None:
         """Do nothing."""
@@ -408,10 +429,12 @@ def no_response(error: BaseException) -> NoResponse:
     """Name what a transport raised by type and errno. Its text is not kept: http.client quotes the server in it."""
     root, reason = _root(error)
     number = root.errno if isinstance(root, OSError) and not isinstance(root, _OWN_NUMBERS) else None
-    if number in SHORTAGES:
+    if number in SHORTAGES or isinstance(root, MemoryError):
         return NoResponse(f"this machine lacks what a connection needs ({reason})", is_shortage=True)
     if isinstance(error, TransportFaultError):
-        return NoResponse(excerpt(error), is_fault=True)
+        return NoResponse(str(error), is_fault=True)
+    if isinstance(error, BlockedError):
+        return NoResponse(str(error), is_blocked=True)
     if isinstance(error, ServiceRequestTimeoutError):
         return NoResponse(f"connecting timed out ({reason})", is_absent=True)
     if isinstance(error, ServiceResponseTimeoutError):
@@ -436,6 +459,8 @@ def _root(error: BaseException) -> tuple[BaseException, str]:
             return one, f"{type(one).__name__}: {one.strerror}"
         if isinstance(one, OSError) and isinstance(one.errno, int):
             return one, in_words(one, one.errno)
+        if isinstance(one, MemoryError):
+            return one, in_words(one, errno.ENOMEM)
         inner = (
             getattr(one, "inner_exception", None),
             getattr(one, "reason", None),
@@ -445,3 +470,11 @@ def _root(error: BaseException) -> tuple[BaseException, str]:
         )
         todo += [each for each in inner if isinstance(each, BaseException)]
     return visited[-1], type(visited[-1]).__name__
+
+
+def _log_place(error: Exception) -> None:
+    """Log where an error was raised. Its text is not logged: http.client quotes the server in it."""
+    try:
+        _logger.debug("%s raised in %s", type(error).__name__, place_of(error))
+    except Exception as failure:  # logging lets through what a filter raises
+        report(failure)

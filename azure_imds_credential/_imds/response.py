@@ -44,9 +44,14 @@ _RESTART_STATUSES = {408, 410, 429, 500, 502, 503, 504}
 _AGENT_REFUSALS = {403, 421}
 
 # Strings: `re` keeps what it compiled, and most processes never need these.
-_SECRETS = r'("(?:access|refresh|id)_token"\s*:\s*")[^"]*|([A-Za-z0-9_\-.+/=]{40,})'
+_NAME = r"(?i:access|refresh|(?<![a-z])id)(?i:[_-]?token)"
+# In JSON, Python, YAML or a form, also where that is quoted itself.
+_OPENING = r"\\*[\"']?\s*[:=]\s*(?!null\b|None\b)(?:b?\\*[\"'])?"
+_VALUE = r"(?:(?<=\")[^\"]*|(?<=')[^']*|[^\s\"'&,;)}\]<>]+)"
+_SECRETS = rf"({_NAME}{_OPENING}){_VALUE}|([A-Za-z0-9_\-.+/=]{{40,}})"
+_NULS = r"\0|\\x00"  # between the letters of UTF-16 and UTF-32, which are read as UTF-8
 _PIECE = r"[A-Za-z0-9_\-+=]{40}"  # in a host name, a path or an ARM ID a piece ends sooner
-_TAGS = r"(?is)<(script|style)\b.*?(?:</\1\s*>|\Z)|<[^<>]*>"  # linear in the length of the text
+_TAGS = rf"(?is)<(script|style|(?:\w+:)?{_NAME})\b.*?(?:</\1\s*>|\Z)|<[^<>]*>"  # linear in the length of the text
 _ENTRA_CODE = r"AADSTS\d+"
 
 
@@ -77,6 +82,7 @@ class NoResponse:
         is_refused: Refused or unreachable, as while a machine boots.
         is_fault: A user's transport failed in a way that is no matter of the network.
         is_shortage: This machine lacks descriptors, ports, buffers or memory: it says nothing of IMDS.
+        is_blocked: Something else in this process kept the request from the network.
     """
 
     def __init__(
@@ -88,9 +94,11 @@ class NoResponse:
         is_refused: bool = False,
         is_fault: bool = False,
         is_shortage: bool = False,
+        is_blocked: bool = False,
     ) -> None:
         self.reason, self.is_absent, self.has_listener = reason, is_absent, has_listener
-        self.is_refused, self.is_fault, self.is_shortage = is_refused, is_fault, is_shortage
+        self.is_refused, self.is_fault = is_refused, is_fault
+        self.is_shortage, self.is_blocked = is_shortage, is_blocked
 
 
 class Situation:
@@ -118,6 +126,7 @@ class Verdict(NamedTuple):
     refused_by_agent: bool = False
     is_fault: bool = False  # a transport, a hook or a policy of the user's failed
     is_shortage: bool = False  # of this machine
+    is_blocked: bool = False  # by something else in this process, such as a tool of tests
     is_large: bool = False  # a response of IMDS that is larger than any real one
     status: int | None = None
     code: str | None = None
@@ -182,6 +191,9 @@ def judge(
 def _judge_no_response(failure: NoResponse, situation: Situation) -> Verdict:
     if failure.is_fault:
         return Verdict(ImdsServiceError, failure.reason, is_fault=True)
+    if failure.is_blocked:  # it is no passing fault, and it may be over with the next test
+        error = ImdsServiceError if situation.seen else ImdsUnavailableError
+        return Verdict(error, failure.reason, has_listener=False, is_blocked=True)
     if failure.is_shortage or situation.seen:
         return Verdict(ImdsServiceError, failure.reason, Retry.TRANSIENT, is_shortage=failure.is_shortage)
     return Verdict(
@@ -416,7 +428,7 @@ def excerpt(text: object) -> str:
     raw = str(text)
     if len(raw) <= GUID_LENGTH and raw.isascii() and raw.replace("-", "").isalnum():
         return raw  # each response has a client ID; to compile the patterns would take longer than to judge it
-    raw = re.sub(_TAGS, " ", raw)
+    raw = re.sub(_TAGS, " ", re.sub(_NULS, "", raw))
     code = re.search(_ENTRA_CODE, raw)
     raw = raw[code.start() :] if code else raw
     shown = "".join(c if c.isprintable() else " " for c in raw[: 10 * EXCERPT_LIMIT])
@@ -437,4 +449,4 @@ def without_secrets(text: str) -> str:
         member, run = found.groups()
         return f"{member or ''}[removed]" if run is None or re.search(_PIECE, run) else run
 
-    return re.sub(_SECRETS, replacement, text)
+    return re.sub(_SECRETS, replacement, re.sub(_NULS, "", text))
