@@ -45,7 +45,7 @@ def shortage_in(error: BaseException) -> str | None:
 
 
 def place_of(error: BaseException) -> str:
-    """Return where an error was raised, "" when it was not."""
+    """Return where an error was raised, for a log: callers get it without its frames. "" when it was not raised."""
     steps = list(walk_tb(error.__traceback__))
     if not steps:
         return ""

@@ -421,6 +421,21 @@ def test_a_request_without_a_result(
     assert decision.error.endpoint == KEY.url
 
 
+@pytest.mark.parametrize("unsent_because", [None, "too many"])
+@pytest.mark.parametrize(("members", "heeds"), [({}, True), ({"force_refresh": True}, False)], ids=str)
+def test_absence_that_another_request_found(
+    entry: TokenEntry, unsent_because: str | None, members: dict[str, Any], heeds: bool
+) -> None:
+    """A call for which nothing could be sent is told of it, so that a chain goes on; unless it never heeds it."""
+    request = _failed(SERVICE)
+    request.unsent_because = unsent_because
+    entry.endpoint.absence = Absence(ImdsUnavailableError("nothing answers"), NOW - 1.0, NOW + 29.0, can_probe=True)
+    decision = after_fetch(entry, _call(**members), request, NOW)
+    assert isinstance(decision, Fail)
+    is_told = heeds and unsent_because is not None
+    assert type(decision.error) is (ImdsUnavailableError if is_told else ImdsServiceError)
+
+
 def test_the_latest_attempt_is_told(entry: TokenEntry) -> None:
     """A call whose deadline comes while its request goes on raises the error of the latest attempt."""
     request = _request()

@@ -123,10 +123,8 @@ def before_fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRe
 
 def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest | None, *, forced: bool) -> Decision:
     """Decide for a call that no cached token serves."""
-    absence = entry.endpoint.known_absence(now) if call.uses_known_absence else None
-    if absence is not None:
-        identity, resource = str(entry.key.identity), entry.key.resource
-        return Fail(remembered(absence.error, now - absence.noted_at, identity=identity, resource=resource))
+    if (absence := _known_absence(entry, call, now)) is not None:
+        return Fail(absence)
     request = entry.request(forced=forced)
     pause = _identity_pause(entry, call, now)
     if request is None and 0 < pause < call.deadline - now:
@@ -212,6 +210,8 @@ def after_fetch(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: 
     error, until = _failure(entry, call, request, now)
     if until < call.deadline:
         return Pause(until)
+    if request.unsent_because is not None and (absence := _known_absence(entry, call, now)) is not None:
+        return Fail(absence)  # found out by another request meanwhile
     # That there is no such identity tells more than that the time was up for asking again.
     is_answer = result is not None and result.error is error and not result.timed_out
     if call.identity_error is not None and not is_answer:
@@ -233,6 +233,15 @@ def _failure(entry: TokenEntry, call: TokenCall, request: TokenRequest, now: flo
     if result.timed_out and call.deadline > request.deadline + MIN_EXTRA_TIME:
         return result.error, now + result.retry_after  # it had less time than this call
     return result.error, math.inf
+
+
+def _known_absence(entry: TokenEntry, call: TokenCall, now: float) -> BaseException | None:
+    """Return the error that tells a call of the absence of IMDS that is remembered, if it is and the call heeds it."""
+    absence = entry.endpoint.known_absence(now) if call.uses_known_absence else None
+    if absence is None:
+        return None
+    identity, resource = str(entry.key.identity), entry.key.resource
+    return remembered(absence.error, now - absence.noted_at, identity=identity, resource=resource)
 
 
 def _timeout(entry: TokenEntry, call: TokenCall, request: TokenRequest) -> BaseException:

@@ -26,7 +26,7 @@ from .._calling_thread import (
 )
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
-from .._errors import copy_of, report
+from .._errors import copy_of, place_of, report
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
@@ -357,7 +357,7 @@ class TokenCache:
                 if not (on_own_thread or isinstance(error, Exception)):
                     self._finish(entry, request, None)  # an interrupt is this caller's: others ask again
                     raise
-                place = _place(error)
+                place = place_of(error)
                 _forget_frames(error)
                 result = TokenResult(error=error, timed_out=self.clock.now() >= request.deadline)
             self._finish(entry, request, result, place)
@@ -416,17 +416,6 @@ class TokenCache:
             remembered = endpoint.record_probe(absence, found=found, now=self.clock.now())
         if remembered is not None:
             self._start_probe(endpoint, remembered, options, PROBE_INTERVAL)
-
-
-def _place(error: BaseException) -> str:
-    """Return where an error of a user's hook was raised. What the caller gets has no frames of the request."""
-    found = error.__traceback__
-    while found is not None and found.tb_next is not None:
-        found = found.tb_next
-    if found is None:
-        return ""
-    code = found.tb_frame.f_code
-    return f"{code.co_filename}, line {found.tb_lineno}, in {code.co_name}"
 
 
 def _forget_frames(error: BaseException) -> None:
