@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
-from typing_extensions import Self
-
-import azure_imds_credential  # for an annotation: it loads `IdentityInfo` when that is evaluated
 
 from ._base import CredentialBase
 from ._cache.token_entry import CachedToken
 from ._identity import MANAGEMENT_SCOPE
 from ._options import has_claims
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ._whoami import IdentityInfo
 
 
 class ImdsCredential(CredentialBase):
@@ -58,7 +60,7 @@ class ImdsCredential(CredentialBase):
         key = self._options.entry(scopes).key
         return lambda: checked_assertion(self.get_token(*scopes).token, key.resource, str(key.identity))
 
-    def whoami(self, scope: str = MANAGEMENT_SCOPE) -> "azure_imds_credential.IdentityInfo":
+    def whoami(self, scope: str = MANAGEMENT_SCOPE) -> "IdentityInfo":
         from ._whoami import identity_info
 
         return identity_info(self.get_token(scope).token)
@@ -66,7 +68,7 @@ class ImdsCredential(CredentialBase):
     def close(self) -> None:
         pass
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

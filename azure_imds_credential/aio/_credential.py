@@ -2,17 +2,20 @@
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
-from typing_extensions import Self
 
 from .._base import CredentialBase
 from .._cache.token_entry import CachedToken
 from .._calling_thread import runs_event_loop
 from .._identity import MANAGEMENT_SCOPE
 from .._options import has_claims
-from .._whoami import IdentityInfo, identity_info  # which `aio.whoami` needs too
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .._whoami import IdentityInfo
 
 
 class ImdsCredential(CredentialBase):
@@ -54,7 +57,7 @@ class ImdsCredential(CredentialBase):
         return filling.cached
 
     def token_provider(self, *scopes: str) -> Callable[[], Awaitable[str]]:
-        from .._federation import checked_assertion  # here: most programs never need it
+        from .._federation import checked_assertion  # here, as below: most programs never need it
 
         key = self._options.entry(scopes).key
 
@@ -63,13 +66,15 @@ class ImdsCredential(CredentialBase):
 
         return token
 
-    async def whoami(self, scope: str = MANAGEMENT_SCOPE) -> IdentityInfo:
+    async def whoami(self, scope: str = MANAGEMENT_SCOPE) -> "IdentityInfo":
+        from .._whoami import identity_info
+
         return identity_info((await self.get_token(scope)).token)
 
     async def close(self) -> None:
         pass
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(
