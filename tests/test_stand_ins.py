@@ -17,10 +17,10 @@ from unittest.mock import MagicMock, Mock, patch
 import pytest
 from flavors import VAULT, Flavor, StillTime, eventually
 
-from azure_imds_credential import ImdsCredential, ImdsUnavailableError, _fork, _options
+from azure_imds_credential import ImdsCredential, ImdsThrottledError, ImdsUnavailableError, _fork, _options
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._clock import Clock
-from azure_imds_credential.testing import ImdsEmulator
+from azure_imds_credential.testing import ImdsEmulator, faults
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,15 @@ def test_a_token_with_a_stand_in(flavor: Flavor, imds: ImdsEmulator, stand_in: C
         assert flavor.ask(imds.endpoint, timeout=20).token in imds.tokens
     assert flavor.ask(imds.endpoint, timeout=20).token in imds.tokens
     assert len(imds.token_requests) == 1
+
+
+def test_waits_that_take_no_time(flavor: Flavor, imds: ImdsEmulator) -> None:
+    """Where a test replaced `time.sleep`, a call asks as often as it would have in its time, and then ends."""
+    imds.script(faults.throttled(), seconds=3600)
+    with patch("time.sleep") as sleep, pytest.raises(ImdsThrottledError):
+        flavor.ask(imds.endpoint, timeout=60)
+    assert 2 <= len(imds.token_requests) <= 20
+    assert 30 <= sum(call.args[0] for call in sleep.mock_calls) <= 60
 
 
 def test_an_exception_while_a_token_is_kept(

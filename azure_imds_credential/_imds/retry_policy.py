@@ -58,6 +58,7 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self._started = self.sent_at = clock.now()
         self._attempts = self._throttled = 0
         self._timed_out = self._has_seen = False
+        self._skipped = 0.0  # seconds of waits that took no time
         self._client_request_id: str | None = None
         self._failures: dict[Retry, tuple[float, int]] = {}  # since when, and how many retries: a server may mix them
         self._pipeline = ImdsPipeline(self, endpoint.url, options, self._seconds_left, self._read, self._note_sent)
@@ -122,8 +123,14 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
                 self._timed_out = True
                 raise error
             _log_retry(delay, verdict.reason)
-            self._clock.sleep(delay)
+            self._sleep(delay)
             self.acquire_slot(error)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait between two attempts. Where a test replaced `time.sleep`, the seconds count as passed all the same."""
+        ends = self._clock.now() + seconds
+        self._clock.sleep(seconds)
+        self._skipped += max(0.0, ends - self._clock.now())
 
     def _note_sent(self) -> None:
         self._request.unsent_because = None
@@ -221,19 +228,23 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
         self._has_seen = True
         self._endpoint.note_seen(self._request)
 
+    def _now(self) -> float:
+        """Return the time of `Clock.now`, as it would be if each wait had taken its time."""
+        return self._clock.now() + self._skipped
+
     def _seconds_left(self) -> float:
-        return self._request.deadline - self._clock.now()
+        return self._request.deadline - self._now()
 
     def _next_delay(self) -> float | None:
         """Return the seconds until the next attempt, None when there is none."""
-        verdict, now, clock = self.verdict, self._clock.now(), self._clock
+        verdict, now, clock = self.verdict, self._now(), self._clock
         since, done = self._failures.get(verdict.retry, (now, 0))
         self._failures[verdict.retry] = since, done + 1
         elapsed = now - since
         if verdict.retry is Retry.BOOTING:
-            self._endpoint.note_boot_failure(self._request, now)
+            self._endpoint.note_boot_failure(self._request, clock.now())
             # The time is the machine's: it began with the first request that was refused.
-            elapsed = max(elapsed, BOOT_WINDOW - self._endpoint.boot_time_left(now))
+            elapsed = max(elapsed, BOOT_WINDOW - self._endpoint.boot_time_left(clock.now()))
             self.verdict = verdict._replace(is_absent=False)  # what is refused now may listen soon
         limit = self._options.get("retry_total")
         if limit is not None and sum(count for _, count in self._failures.values()) > limit:
