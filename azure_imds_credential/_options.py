@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -200,20 +201,22 @@ class CredentialOptions:
 
     def has_listener(self, url: str) -> bool:
         """Return whether something accepts connections at a base URL."""
-        try:
+        if _import_connect not in _loaded:
             with importing():
-                from ._imds.connect import has_listener
-        except (OSError, ImportError) as error:
-            if shortage_in(error) is None:
-                raise
-            return False  # a shortage of this machine says nothing; the next look is a second later
-        return has_listener(url)
+                _loaded[_import_connect] = _import_connect()
+        return bool(_loaded[_import_connect].has_listener(url))
 
 
 def _import_client() -> type[ImdsClient]:
     from ._imds.client import ImdsClient
 
     return ImdsClient
+
+
+def _import_connect() -> ModuleType:
+    from ._imds import connect
+
+    return connect
 
 
 def _import_sharing() -> Callable[[Fetcher], Fetcher]:

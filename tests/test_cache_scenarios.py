@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import pytest
 from cache_machine import DAY, TIMEOUT, URL, CacheMachine, Caller
 
-from azure_imds_credential import IdentityUnavailableError, ImdsError, ImdsServiceError, ImdsUnavailableError
+from azure_imds_credential import (
+    IdentityUnavailableError,
+    ImdsError,
+    ImdsServiceError,
+    ImdsUnavailableError,
+    _observers,
+)
 from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import MIN_SWEEP, SWEEP_INTERVAL, Filling
 from azure_imds_credential._cache.token_entry import CLOCK_CHECK_INTERVAL, TokenEntry
@@ -636,12 +643,19 @@ def test_bypassing_once_in_30_seconds(machine: CacheMachine) -> None:
     assert bypasses == [True, False, False, True]
 
 
-def test_a_refresh_that_brings_a_worse_token(machine: CacheMachine, caplog: pytest.LogCaptureFixture) -> None:
-    """The held token serves until its end, and a warning says why the new one is not taken."""
+def test_a_refresh_that_brings_a_worse_token(
+    machine: CacheMachine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held token serves until its end, and log and metrics say that the new one is discarded."""
+    observed: list[Any] = []
+    monkeypatch.setattr(_observers, "observers", [observed.append])
     machine.first_token("https://a#first", DAY)
     machine.skip(50_000.0)
     assert Caller(machine).token == "https://a#first"
-    machine.bring("https://a#second", 1.0)
+    fields = dict.fromkeys(re.findall(r"\((\w+)\)", token_cache.REQUEST_LINE), 1)
+    machine.end(TokenResult("https://a#second", machine.now + 1.0, log_fields=fields))
+    (told,) = observed
+    assert (told["imds_outcome"], told["imds_expires_in"]) == ("discarded token", None)
     machine.skip(2.0)
     assert Caller(machine).token == "https://a#first"
     (record,) = (record for record in caplog.records if record.levelname == "WARNING")
@@ -651,3 +665,12 @@ def test_a_refresh_that_brings_a_worse_token(machine: CacheMachine, caplog: pyte
     assert Caller(machine).token == "https://a#first"
     machine.bring("https://a#third", DAY)
     assert Caller(machine).token == "https://a#third"
+
+
+def test_a_call_that_ends_under_the_lock(machine: CacheMachine) -> None:
+    """A call that is collected while its thread has the lock, in the middle of another, leaves that one its lock."""
+    machine.fail(NO_IDENTITY, caller := Caller(machine, patience=60.0))
+    with machine.cache._lock:
+        caller.leave()
+        assert machine.cache._lock._is_owned()  # type: ignore[attr-defined] # as Condition asks it
+    assert not machine.entry().calls

@@ -36,7 +36,8 @@ from azure_imds_credential._cache import token_cache
 from azure_imds_credential._cache.token_cache import THREAD_NAME, TokenCache
 from azure_imds_credential._calling_thread import is_importing
 from azure_imds_credential._endpoint import MAX_CONCURRENT, MAX_PER_WINDOW, WINDOW
-from azure_imds_credential._request import TokenRequest
+from azure_imds_credential._imds import retry_policy
+from azure_imds_credential._request import TokenRequest, current_request
 from azure_imds_credential.testing import ImdsEmulator, SystemAssigned, faults
 
 
@@ -164,6 +165,22 @@ HELD: dict[str, tuple[Callable[[Hold], dict[str, Any]], bool, str]] = {
     "a transport": (lambda hold: {"transport": HeldTransport(hold)}, True, "No complete response within 0.2 s"),
     "a later hook": (lambda hold: {"raw_response_hook": hold}, True, "No complete response within 0.2 s"),
 }
+
+
+def test_a_name_is_looked_up(flavor: Flavor, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look-up of the endpoint's name asks the network already; policies and hooks that come next do not."""
+    told: dict[str, str | None] = {}
+
+    def note(place: str) -> int:
+        request = current_request.get()
+        assert request is not None
+        told[place] = request.unsent_because
+        return 1
+
+    monkeypatch.setattr(retry_policy, "address_count", lambda _url: note("look-up"))
+    flavor.ask(imds.endpoint, raw_request_hook=lambda _: note("hook"))
+    assert told["look-up"] is None
+    assert told["hook"] is not None
 
 
 @pytest.mark.parametrize("way", HELD)

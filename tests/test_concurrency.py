@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -112,6 +114,39 @@ def test_own_errors() -> None:
         assert {type(error) for error in errors} == {IdentityUnavailableError}
         assert len({id(error) for error in errors}) == 16
         imds.assert_requests(1)
+
+
+def test_abandoned_task(imds: ImdsEmulator) -> None:
+    """A task whose loop was closed without it is collected, and its call is counted no more."""
+    answer = threading.Event()
+    imds.script(faults.hold(answer))
+    credential = AsyncImdsCredential(endpoint=imds.endpoint)
+    held: list[weakref.ref[Any]] = []
+
+    class Local:
+        """What the frame of the caller holds."""
+
+    async def caller() -> None:
+        local = Local()
+        held.append(weakref.ref(local))
+        await credential.get_token(VAULT)
+
+    async def begin() -> None:
+        task = asyncio.ensure_future(caller())
+        await asyncio.to_thread(imds.wait_for_requests, 1)
+        del task
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    del loop
+    answer.set()
+    entry = credential._options.entry((VAULT,))
+    eventually(lambda: entry.cached is not None and entry.plain_request is None)
+    gc.collect()
+    assert held[0]() is None
+    assert not entry.calls
 
 
 def test_cancelled_task(imds: ImdsEmulator) -> None:

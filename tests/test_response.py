@@ -350,6 +350,7 @@ FLAGS = ("is_fault", "is_shortage", "is_blocked", "is_large")
 def test_what_the_hint_is_chosen_by(came_back: Response | NoResponse, flag: str | None) -> None:
     """A user's transport, a shortage, what blocks the network and a large body are no failures of IMDS."""
     verdict = judged(came_back, situation=SEEN)
+    assert verdict.has_listener == (not verdict.is_blocked)
     assert [getattr(verdict, name) for name in FLAGS] == [name == flag for name in FLAGS]
 
 
@@ -688,6 +689,10 @@ REMOVED = '{"access_token": "[removed]", "expires_in": "3599"}'
         (json.dumps({"body": '{"access_token":"short"}'}), '{"body": "{\\"access_token\\":\\"[removed]"}"}'),
         ("<r><access_token>short</access_token><a>more</a></r>", "more"),
         ("<ns:accessToken type='x'>short", ""),
+        ("<id_token> short </id_token> more", "more"),
+        ("send Bearer <access_token> instead", "send Bearer instead"),  # no value, but what stands for one
+        ("send Bearer <access_token>. AADSTS50000: no", "AADSTS50000: no"),
+        (f"/{'a.long/path.' * 5}access_token=short", f"/{'a.long/path.' * 5}access_token=[removed]"),
         (LEAKED.encode("utf-16-le").decode("utf-8", "replace"), REMOVED),
         (LEAKED.encode("utf-32-le").decode("utf-8", "replace"), REMOVED),
         (LEAKED.encode("utf-16").decode("utf-8", "replace"), f"\ufffd\ufffd{REMOVED}"),

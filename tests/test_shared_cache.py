@@ -26,8 +26,10 @@ from azure_imds_credential import (
     IdentityMismatchError,
     IdentityUnavailableError,
     ImdsCredential,
+    ImdsServiceError,
     ImdsUnavailableError,
     _fork,
+    _options,
 )
 from azure_imds_credential._cache import decision
 from azure_imds_credential._request import TokenRequest, TokenResult
@@ -369,6 +371,20 @@ def test_log_of_a_failed_refresh(
         assert token_of(process(imds)) == token
     outcomes = [record.imds_outcome for record in caplog.records if hasattr(record, "imds_outcome")]
     assert outcomes == ["ImdsRequestError"]
+
+
+def test_last_minutes_where_nothing_can_be_sent(
+    virtual_time: VirtualTime, imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a request that fails before it is sent leaves a stored token in its last minutes to serve."""
+    old = token_of(process(imds))
+    virtual_time.skip(DAY - 200)
+
+    def fail(*_: object) -> None:
+        raise ImdsServiceError("msal cannot be imported")
+
+    monkeypatch.setattr(_options.CredentialOptions, "_fetch_from_imds", fail)
+    assert token_of(process(imds)) == old
 
 
 def test_no_time_for_the_lock(imds: ImdsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import MagicMock, Mock, patch
 
@@ -21,6 +22,16 @@ from azure_imds_credential import ImdsCredential, ImdsThrottledError, ImdsUnavai
 from azure_imds_credential._cache.token_cache import TokenCache
 from azure_imds_credential._clock import Clock
 from azure_imds_credential.testing import ImdsEmulator, faults
+
+
+class SynchronousThread:
+    """A stand-in that runs its function at once."""
+
+    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], **_: object) -> None:
+        self._run = partial(target, *args)
+
+    def start(self) -> None:
+        self._run()
 
 
 @pytest.mark.parametrize(
@@ -35,10 +46,11 @@ from azure_imds_credential.testing import ImdsEmulator, faults
         lambda: patch("threading.Thread.start", side_effect=AssertionError("no threads here")),
         lambda: patch("threading.Thread.start", side_effect=MemoryError),
         lambda: patch("threading.stack_size", MagicMock()),
+        lambda: patch("threading.Thread", SynchronousThread),
     ],
     ids=[
         "random.random", "random.random gives None", "random.random gives nothing", "time.time", "Thread",
-        "Thread.start", "Thread.start raises", "no memory for a thread", "stack_size",
+        "Thread.start", "Thread.start raises", "no memory for a thread", "stack_size", "synchronous Thread",
     ],
 )  # fmt: skip
 def test_a_token_with_a_stand_in(flavor: Flavor, imds: ImdsEmulator, stand_in: Callable[[], Any]) -> None:
@@ -165,17 +177,19 @@ def test_a_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_caches_while_the_collector_runs() -> None:
     """The collector may drop caches at any moment, also while they are listed."""
-    before = gc.get_threshold()
     kept = [TokenCache() for _ in range(50)]
+    before = gc.get_threshold()
     try:
-        for _ in range(50):
-            garbage = [TokenCache() for _ in range(20)]
-            for cache in garbage:
+        for objects in range(12):  # that are made before the collector runs
+            gc.set_threshold(1_000_000, *before[1:])
+            gc.collect()
+            for _ in range(30):
+                cache = TokenCache()
                 vars(cache)["itself"] = cache
-            del garbage, cache
-            gc.set_threshold(1)
-            assert set(kept) <= set(_fork.caches())
-            gc.set_threshold(*before)
+            del cache
+            gc.set_threshold(gc.get_count()[0] + objects, *before[1:])
+            listed = _fork.caches()
+            assert set(kept) <= set(listed)
     finally:
         gc.set_threshold(*before)
 

@@ -127,7 +127,7 @@ def _fetch(entry: TokenEntry, call: TokenCall, now: float, inside: TokenRequest 
         return Fail(absence)
     request = entry.request(forced=forced)
     pause = _identity_pause(entry, call, now)
-    if request is None and 0 < pause < call.deadline - now:
+    if request is None and pause > 0:
         return Pause(now + pause)
     if request is not None and request.includes(inside):
         reason = "A hook or a log handler of the request itself asked for its token"

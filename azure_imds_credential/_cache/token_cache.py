@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from .._calling_thread import (
     depth_of,
@@ -30,6 +30,7 @@ from .._errors import copy_of, place_of, report
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
+from ..exceptions import ImdsError
 from .decision import (
     Decision,
     Fail,
@@ -57,6 +58,7 @@ REQUEST_LINE = (
     "attempts=%(imds_attempts)d milliseconds=%(imds_milliseconds)d expires_in=%(imds_expires_in)s "
     "client_id=%(imds_client_id)s match=%(imds_match)s"
 )
+DISCARDED = "discarded token"  # the outcome of a refresh that brought a worse token than the cached one
 SHORT_LIVED = "the new token expires within minutes, before the cached one"
 REFRESH_FAILED = "refreshing a token failed, the cached one serves for %d s more; next try in %d s: %s"
 
@@ -90,19 +92,37 @@ class Filling(Iterator[Wait]):
 
     cached: CachedToken
 
-    def __init__(self, waits: Generator[Wait, None, CachedToken]) -> None:
-        self._waits = waits
+    def __init__(self, waits: Generator[Wait, None, CachedToken], *locks: Any) -> None:
+        self._waits, self._locks = waits, locks
 
     def __next__(self) -> Wait:
+        depths = self._depths()
         try:
             return next(self._waits)
         except StopIteration as end:
             self.cached = end.value
             raise
+        except ImdsError:
+            raise
+        except BaseException:  # an interrupt, or what a signal handler raised
+            self._release_to(depths)
+            raise
 
     def close(self) -> None:
         """End the call before it has a token."""
-        self._waits.close()
+        depths = self._depths()
+        try:
+            self._waits.close()
+        except BaseException:
+            self._release_to(depths)
+            raise
+
+    def _depths(self) -> list[int]:
+        return [depth_of(lock) for lock in self._locks]
+
+    def _release_to(self, depths: list[int]) -> None:
+        for depth, lock in zip(depths, self._locks, strict=True):
+            release_to(depth, lock)
 
 
 class TokenCache:
@@ -177,7 +197,7 @@ class TokenCache:
         count = len(self._entries)
         if count >= self._sweep_at or (count >= MIN_SWEEP and now >= self._swept_at + SWEEP_INTERVAL):
             self._swept_at = now
-            self._entries = {key: entry for key, entry in tuple(self._entries.items()) if not entry.is_idle(now)}
+            self._entries = {key: entry for key, entry in self._entries.copy().items() if not entry.is_idle(now)}
             self._sweep_at = max(MIN_SWEEP, 2 * len(self._entries))
 
     def clear(self) -> None:
@@ -205,24 +225,14 @@ class TokenCache:
             wait_for_identity=options.wait_for_identity,
             force_refresh=force_refresh,
         )
-        return Filling(self._waits(entry, options, call))
+        return Filling(self._waits(entry, options, call), self._lock, entry.endpoint.limiter.lock, import_lock)
 
     def _waits(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Generator[Wait, None, CachedToken]:
-        locks = (self._lock, entry.endpoint.limiter.lock, import_lock)
-        depths = tuple(map(depth_of, locks))
-        try:
-            return (yield from self._steps(entry, options, call))
-        except BaseException:
-            for depth, lock in zip(depths, locks, strict=True):
-                release_to(depth, lock)
-            raise
-
-    def _steps(self, entry: TokenEntry, options: CallOptions, call: TokenCall) -> Generator[Wait, None, CachedToken]:
         try:
             with self._lock:
                 # It may have been dropped, and made anew by another caller, before it was known that this one waits.
                 entry = self._entries.setdefault(entry.key, entry)
-                entry.calls.add(call)
+                entry.calls.add(id(call))  # no reference: a call that is abandoned must be collected, and so end
                 self._sweep(self.clock.now())
             while True:
                 decision = self._decide(entry, options, call)
@@ -239,7 +249,7 @@ class TokenCache:
                     yield Wait(None, decision.until - self.clock.now())
         finally:
             with self._lock:
-                entry.calls.discard(call)
+                entry.calls.discard(id(call))
                 log = _leave(call)
             if log is not None:
                 log()
@@ -387,6 +397,8 @@ class TokenCache:
                     "imds_callers": request.callers,
                     "imds_refresh": request.held_until > request.started,
                 }
+                if serves is not None and result.error is None:
+                    fields |= {"imds_outcome": DISCARDED, "imds_expires_in": None}
             request.log = partial(_log, fields, result, serves, pause, place)
             request.set_result(result)
             log = None if request.waiting else _taken_log(request)
@@ -501,9 +513,9 @@ def _start_thread(function: Callable[..., None], *args: object) -> bool:
         run = contextvars.copy_context().run
         thread = threading.Thread(target=run, args=(function, *args), name=THREAD_NAME, daemon=True)
         thread.start()
+        return isinstance(getattr(thread, "ident", None), int)  # a mock has begun nothing
     except Exception:  # a limit of the system, an isolated sub-interpreter or one that shuts down, a mock of a test
         return False
-    return isinstance(thread.ident, int)  # a mock has begun nothing
 
 
 process_cache = TokenCache()

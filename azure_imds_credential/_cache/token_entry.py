@@ -168,7 +168,7 @@ class TokenEntry:
         # The requests under way: an ordinary one, and one that a caller forced.
         self.plain_request: TokenRequest | None = None
         self.forced_request: TokenRequest | None = None
-        self.calls: set[object] = set()  # that have not ended
+        self.calls: set[int] = set()  # the IDs of those that have not ended
         self.generation = 0  # how often it was cleared: the token of an older request is not kept
         self.stored_at = NEVER
         self._forget_failures()

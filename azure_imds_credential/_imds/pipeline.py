@@ -336,6 +336,8 @@ class ReadingTransport(HttpTransport[Any, Any]):
     def _fault(self, error: Exception) -> AzureError:
         """Return how what is no transport error is told. Names of classes may be longer than an excerpt has them."""
         name = type(error).__name__
+        if sys.is_finalizing():
+            raise error  # nothing can be imported any more, of which `CredentialOptions.fetch` tells
         # What no header can hold is in the request, by a hook or the variable AZURE_HTTP_USER_AGENT.
         if not self._is_own or isinstance(error, UnicodeEncodeError):
             return TransportFaultError(

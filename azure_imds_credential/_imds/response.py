@@ -48,10 +48,13 @@ _NAME = r"(?i:access|refresh|(?<![a-z])id)(?i:[_-]?token)"
 # In JSON, Python, YAML or a form, also where that is quoted itself.
 _OPENING = r"\\*[\"']?\s*[:=]\s*(?!null\b|None\b)(?:b?\\*[\"'])?"
 _VALUE = r"(?:(?<=\")[^\"]*|(?<=')[^']*|[^\s\"'&,;)}\]<>]+)"
-_SECRETS = rf"({_NAME}{_OPENING}){_VALUE}|([A-Za-z0-9_\-.+/=]{{40,}})"
+_NAMED = rf"({_NAME}{_OPENING}){_VALUE}"
+_SECRETS = rf"{_NAMED}|([A-Za-z0-9_\-.+/=]{{40,}})"
 _NULS = r"\0|\\x00"  # between the letters of UTF-16 and UTF-32, which are read as UTF-8
 _PIECE = r"[A-Za-z0-9_\-+=]{40}"  # in a host name, a path or an ARM ID a piece ends sooner
-_TAGS = rf"(?is)<(script|style|(?:\w+:)?{_NAME})\b.*?(?:</\1\s*>|\Z)|<[^<>]*>"  # linear in the length of the text
+# Linear in the length of the text. After a tag that is named like a token, the word that it holds goes too.
+_TOKEN_TAG = rf"<(?:\w+:)?{_NAME}\b[^<>]*>(?:[^<\s]+|\s+[^<\s]+(?=\s*<))?"
+_TAGS = rf"(?is)<(script|style)\b.*?(?:</\1\s*>|\Z)|{_TOKEN_TAG}|<[^<>]*>"
 _ENTRA_CODE = r"AADSTS\d+"
 
 
@@ -446,7 +449,9 @@ def without_secrets(text: str) -> str:
     """Return the text without anything that looks like a token."""
 
     def replacement(found: re.Match[str]) -> str:
-        member, run = found.groups()
-        return f"{member or ''}[removed]" if run is None or re.search(_PIECE, run) else run
+        opening, run = found.groups()
+        if run is not None:
+            return "[removed]" if re.search(_PIECE, run) else re.sub(_NAMED, r"\1[removed]", run)
+        return f"{opening}[removed]"
 
     return re.sub(_SECRETS, replacement, re.sub(_NULS, "", text))

@@ -188,12 +188,22 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
 
     def _timeouts(self) -> dict[str, float]:
         connect, options = connect_timeout(seen=self._seen()), self._options
-        addresses = 1 if options.get("transport") else address_count(self._endpoint.url)
+        addresses = 1 if options.get("transport") else self._address_count()
         left = max(0.001, self._seconds_left())
         return {
             "connection_timeout": min(connect, left, options.get("connection_timeout", connect)) / addresses,
             "read_timeout": min(READ_TIMEOUT, left, options.get("read_timeout", READ_TIMEOUT)),
         }
+
+    def _address_count(self) -> int:
+        unsent_because, self._request.unsent_because = (
+            self._request.unsent_because,
+            None,
+        )  # to look a name up asks already
+        try:
+            return address_count(self._endpoint.url)
+        finally:
+            self._request.unsent_because = unsent_because
 
     def _read(self, response: Any) -> Response | NoResponse:
         try:

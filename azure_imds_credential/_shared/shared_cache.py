@@ -59,7 +59,11 @@ def sharing(fetch: Fetcher) -> Fetcher:
         with SharedLease(request, clock) as lease:
             if lease.result is not None:
                 return lease.result
-            return lease.share(fetch(request, endpoint, clock))
+            try:
+                result = fetch(request, endpoint, clock)
+            except ImdsError as error:
+                result = TokenResult(error=error)
+            return lease.share(result)
 
     return fetch_shared
 
