@@ -756,25 +756,6 @@ def test_no_descriptors_at_the_first_request(flavor: Flavor, imds: ImdsEmulator)
     assert token in imds.tokens
 
 
-def test_no_look_without_descriptors(virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look whether something listens finds nothing where its module cannot be read for lack of descriptors."""
-    options = SYNC.ImdsCredential()._options
-    for error in _of_an_import("EMFILE"):
-        with monkeypatch.context() as patch:
-            patch.setattr(_options, "importing", _raising(error))
-            assert options.has_listener("http://127.0.0.1:9") is False
-    monkeypatch.setattr(_options, "importing", _raising(ImportError("no")))
-    with pytest.raises(ImportError, match="no"):
-        options.has_listener("http://127.0.0.1:9")
-
-
-def _raising(error: Exception) -> Callable[[], Any]:
-    def fail() -> Any:
-        raise error
-
-    return fail
-
-
 def test_client_request_id_without_response(flavor: Flavor, imds: ImdsEmulator) -> None:
     """Where there is no response the error has the ID that went out with the request."""
     imds.script(faults.reset(), seconds=math.inf)

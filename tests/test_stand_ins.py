@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import logging
 import signal
@@ -150,7 +151,8 @@ def test_the_hook_for_errors_of_threads_fails(
 
 def test_a_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever keeps a probe from connecting means that it found nothing, and the probes go on."""
-    found = iter([RuntimeError("a test permits no sockets"), OSError("none"), True])
+    none_left = OSError(errno.EMFILE, "Too many open files")
+    found = iter([RuntimeError("a test permits no sockets"), none_left, ImportError("its module"), True])
     probes: list[object] = []
 
     def has_listener(_self: object, _url: str) -> bool:
@@ -171,7 +173,7 @@ def test_a_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):  # the second call is told what is remembered, and starts the probes
             with pytest.raises(ImdsUnavailableError):
                 credential.get_token(VAULT)
-        eventually(lambda: len(probes) == 3)
+        eventually(lambda: len(probes) == 4)
         eventually(lambda: cache._endpoints[endpoint].absence is None)
 
 
