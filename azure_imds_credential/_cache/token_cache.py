@@ -88,7 +88,12 @@ class CallOptions(Protocol):
 
 
 class Filling(Iterator[Wait]):
-    """The waits of one call. When they are over, `cached` is the token that it gets."""
+    """The waits of one call. When they are over, `cached` is the token that it gets.
+
+    Args:
+        waits: Yields them, and returns the token.
+        *locks: Reentrant locks that each step takes and gives back. After an interrupt they are as they were before it.
+    """
 
     cached: CachedToken
 
