@@ -22,7 +22,7 @@ def _boot_clock() -> Callable[[], float]:
 
 
 boot_clock = _boot_clock()
-_generator = random.SystemRandom()  # as after a fork, where others go on with the parent's numbers
+_generator = random.SystemRandom()  # has no seed, which a program may set alike on many machines
 
 
 class Clock:

@@ -7,7 +7,8 @@ import errno
 import os
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from typing import Any
 
@@ -167,8 +168,15 @@ def join_credential_unavailable(error: BaseException) -> None:
             cls.__bases__ = (ImdsError, unavailable)
 
 
-def report(error: Exception) -> None:
-    """Report an error of a log handler or an observer as one of this thread: no caller loses its token for it."""
-    told = (type(error), error, error.__traceback__, threading.current_thread())
-    with suppress(Exception, SystemExit):  # the hook is the user's
-        threading.excepthook(threading.ExceptHookArgs(told))
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Report an error of a log filter or an observer as one of this thread: no caller loses its token for it.
+
+    Logging handles errors of handlers, and lets through what a filter raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = (type(error), error, error.__traceback__, threading.current_thread())
+        with suppress(Exception, SystemExit):  # the hook is the user's
+            threading.excepthook(threading.ExceptHookArgs(told))

@@ -26,7 +26,7 @@ from .._calling_thread import (
 )
 from .._clock import Clock
 from .._endpoint import PROBE_INTERVAL, Absence, Endpoint, UrlState
-from .._errors import copy_of, place_of, report
+from .._errors import copy_of, place_of, reporting
 from .._fork import caches, import_lock, is_forking, register, reset_in_child
 from .._observers import notify
 from .._request import NEVER, TokenKey, TokenRequest, TokenResult, Wait, current_request
@@ -107,7 +107,7 @@ class Filling(Iterator[Wait]):
         except StopIteration as end:
             self.cached = end.value
             raise
-        except ImdsError:
+        except ImdsError:  # how a call without a token ends; it leaves nothing locked
             raise
         except BaseException:  # an interrupt, or what a signal handler raised
             self._release_to(depths)
@@ -409,9 +409,8 @@ class TokenCache:
             log = None if request.waiting else _taken_log(request)
         try:
             if fields is not None:
-                notify(fields)
-        except Exception as error:
-            report(error)
+                with reporting():
+                    notify(fields)
         finally:
             request.run_callbacks()
         if log is not None:
@@ -468,15 +467,13 @@ def _log(
         pause: The seconds until the next try.
         place: Where an error of a user's hook was raised.
     """
-    try:
+    with reporting():
         if place and result is not None:
             _logger.debug("%s raised in %s", type(result.error).__name__, place)
         if fields is not None:
             _logger.info(REQUEST_LINE, fields, extra=fields)
         if result is not None and serves is not None:
             _logger.warning(REFRESH_FAILED, serves, pause, result.error or SHORT_LIVED)
-    except Exception as error:  # logging lets through what a filter raises
-        report(error)
 
 
 def must_not_wait(*, runs_hooks: bool) -> bool:

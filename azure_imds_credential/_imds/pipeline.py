@@ -44,7 +44,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import HTTPResponse
 from urllib3.util.retry import Retry as UrllibRetry
 
-from .._errors import SHORTAGES, in_words, place_of, report
+from .._errors import SHORTAGES, in_words, place_of, reporting
 from .._version import __version__
 from .log_redaction import install_redaction
 from .response import BODY_LIMIT, BROKEN_BODY, LARGE_BODY, NoResponse, Response, excerpt
@@ -343,7 +343,8 @@ class ReadingTransport(HttpTransport[Any, Any]):
             return TransportFaultError(
                 f"the transport {type(self._transport).__name__} raised {name}: {excerpt(error)}"
             )
-        _log_place(error)  # it may be a bug of ours
+        with reporting():  # it may be a bug of ours. Its text is not logged: http.client quotes the server in it
+            _logger.debug("%s raised in %s", name, place_of(error))
         return BlockedError(f"connecting failed ({name})")
 
     def open(self) -> None:
@@ -472,11 +473,3 @@ def _root(error: BaseException) -> tuple[BaseException, str]:
         )
         todo += [each for each in inner if isinstance(each, BaseException)]
     return visited[-1], type(visited[-1]).__name__
-
-
-def _log_place(error: Exception) -> None:
-    """Log where an error was raised. Its text is not logged: http.client quotes the server in it."""
-    try:
-        _logger.debug("%s raised in %s", type(error).__name__, place_of(error))
-    except Exception as failure:  # logging lets through what a filter raises
-        report(failure)

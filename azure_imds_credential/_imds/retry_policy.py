@@ -13,7 +13,7 @@ from azure.core.rest import HttpRequest
 
 from .._clock import Clock
 from .._endpoint import BOOT_WINDOW, MAX_CONCURRENT, MAX_PER_WINDOW, Endpoint
-from .._errors import error_of, report, unsent_error
+from .._errors import error_of, reporting, unsent_error
 from .._request import TokenRequest, TokenResult
 from ..exceptions import ImdsError, ImdsServiceError
 from .connect import address_count, connect_timeout
@@ -122,7 +122,10 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             if delay >= self._seconds_left():
                 self._timed_out = True
                 raise error
-            _log_retry(delay, verdict.reason)
+            with reporting():
+                _logger.info(
+                    "asking IMDS again in %.1f s: %s", delay, verdict.reason, extra={"imds_retry_delay": delay}
+                )
             self._sleep(delay)
             self.acquire_slot(error)
 
@@ -311,10 +314,3 @@ class ImdsRetryPolicy(HTTPPolicy[Any, Any]):
             "imds_client_id": verdict.client_id,
             "imds_match": _MATCH[verdict.is_confirmed],
         }
-
-
-def _log_retry(delay: float, reason: str) -> None:
-    try:
-        _logger.info("asking IMDS again in %.1f s: %s", delay, reason, extra={"imds_retry_delay": delay})
-    except Exception as error:  # logging lets through what a filter raises
-        report(error)
