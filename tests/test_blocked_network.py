@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import requests
@@ -50,23 +51,16 @@ class BlockedSocket(socket.socket):
         return super().__new__(cls, family, *args, **kwargs) if family == socket.AF_UNIX else refuse()
 
 
-@contextmanager
-def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, value)
-        yield
-
-
 def no_mock(*_: Any, **__: Any) -> Any:
     raise NoMockAddress("No mock address: GET")
 
 
 # Name -> what blocks, and the class of what it raises.
 BLOCKS: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], str]] = {
-    "no sockets": (lambda _: patched(socket, "socket", BlockedSocket), "SocketBlockedError"),
-    "no look-ups": (lambda _: patched(socket, "getaddrinfo", refuse), "SocketBlockedError"),
-    "no connections": (lambda _: patched(socket.socket, "connect", refuse_to_connect), "SocketBlockedError"),
-    "no mock": (lambda _: patched(requests.Session, "get_adapter", no_mock), "NoMockAddress"),
+    "no sockets": (lambda _: patch.object(socket, "socket", BlockedSocket), "SocketBlockedError"),
+    "no look-ups": (lambda _: patch.object(socket, "getaddrinfo", refuse), "SocketBlockedError"),
+    "no connections": (lambda _: patch.object(socket.socket, "connect", refuse_to_connect), "SocketBlockedError"),
+    "no mock": (lambda _: patch.object(requests.Session, "get_adapter", no_mock), "NoMockAddress"),
     # Longer than what `excerpt` takes for a token.
     "no recording": (
         lambda path: VCR().use_cassette(str(path / "none.yaml"), record_mode="none"),
@@ -138,7 +132,7 @@ def test_place_of_what_blocked_is_logged(flavor: Flavor, imds: ImdsEmulator, cap
     """A bug of this package may be behind it: the log says at DEBUG where it was raised, and not its words."""
     with (
         caplog.at_level(logging.DEBUG, "azure_imds_credential"),
-        patched(socket.socket, "connect", refuse_to_connect),
+        patch.object(socket.socket, "connect", refuse_to_connect),
         pytest.raises(ImdsUnavailableError) as caught,
     ):
         flavor.ask(imds.endpoint)

@@ -98,7 +98,7 @@ def test_slots_between_attempts(imds: ImdsEmulator) -> None:
 
 
 @pytest.mark.parametrize("joins", [False, True], ids=["its own request", "the request of another caller"])
-def test_chain_after_a_wait_for_a_slot(flavor: Flavor, joins: bool) -> None:
+def test_chain_after_a_wait_for_a_slot(flavor: Flavor, joins: bool, virtual_time: VirtualTime) -> None:
     """A caller for whom nothing could be sent learns nothing of IMDS: it is told why, and a chain stops."""
     end = threading.Event()
     with listening(lambda *_: end.wait(60)) as server, ThreadPoolExecutor(6) as pool:
@@ -110,9 +110,16 @@ def test_chain_after_a_wait_for_a_slot(flavor: Flavor, joins: bool) -> None:
             entry = patient._options.entry((VAULT,))
             pool.submit(lambda: flavor.run(patient.get_token(VAULT)))
             eventually(lambda: entry.plain_request is not None)
-        with pytest.raises(ImdsServiceError, match="could be sent in time") as caught:
-            flavor.ask(server.url, timeout=0.6)
-        if not joins:
+            with pytest.raises(ImdsServiceError, match="could be sent in time") as caught:
+                flavor.ask(server.url, timeout=0.6)
+        else:
+            credential = flavor.ImdsCredential(endpoint=server.url, timeout=30)
+            entry = credential._options.entry((VAULT,))
+            call = pool.submit(lambda: flavor.run(credential.get_token(VAULT)))
+            eventually(lambda: entry.plain_request and entry.plain_request.unsent_because == retry_policy.RATE_LIMITED)
+            virtual_time.skip(30)
+            with pytest.raises(ImdsServiceError, match="could be sent in time") as caught:
+                call.result(60)
             assert f"at most {MAX_PER_WINDOW} a second and {MAX_CONCURRENT} at once" in str(caught.value)
         end.set()
     error = caught.value
